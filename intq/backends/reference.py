@@ -1,0 +1,176 @@
+"""The reference: NumPy. What it computes is what an integer graph means; when another backend differs, that one is wrong.
+
+Sums of products are taken by float64 matrix products, whose every partial sum is an integer below 2**53 (the graph's
+proof bounds them by 2**31) and therefore exact in any order; a test compares them with int64 loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from intq.errors import IntqError
+from intq.graph import Graph, Node
+from intq.ops import OPS
+from intq.ops.op import window_shape
+from intq.value import DTYPE_RANGE, Value
+
+
+class NumpyDialect:
+    """How bodies are spelled in NumPy (see :mod:`intq.fixedpoint`)."""
+
+    @staticmethod
+    def wide(x):
+        return np.asarray(x).astype(np.int64)
+
+    @staticmethod
+    def shift_right(x, shift):
+        return np.right_shift(x, np.asarray(shift).astype(np.int64))
+
+    @staticmethod
+    def lookup(table, x):
+        return table[x]
+
+    @staticmethod
+    def pad2d(x, padding, value):
+        top, left, bottom, right = padding
+        n, h, w, c = x.shape
+        out = np.empty((n, h + top + bottom, w + left + right, c), x.dtype)
+        out[:] = value
+        out[:, top : top + h, left : left + w] = x
+        return out
+
+    clamp = staticmethod(np.clip)
+    where = staticmethod(np.where)
+    reshape = staticmethod(np.reshape)
+    transpose = staticmethod(np.transpose)
+    concat = staticmethod(np.concatenate)
+
+
+def run(
+    graph: Graph,
+    *inputs: np.ndarray,
+    observe: Callable[[str, np.ndarray], None] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """The graph's outputs for ``inputs`` (arrays of the declared dtypes and shapes, any batch).
+
+    ``observe(name, array)`` is called with every value as it is computed. Values are freed after their last use.
+    Raises IntqError when an input's dtype or shape is not as declared.
+    """
+    check_inputs(graph.inputs, inputs)
+    last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+    known = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
+    for i, node in enumerate(graph.nodes):
+        known[node.name] = run_node(node, [known[name] for name in node.inputs])
+        if observe:
+            observe(node.name, known[node.name])
+        for name in {*node.inputs, node.name}:
+            if last_use.get(name, i) == i and name not in graph.outputs:
+                del known[name]
+    return tuple(known[name] for name in graph.outputs)
+
+
+def run_node(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
+    """One node: its loop turns the inputs into operands, its body does the arithmetic."""
+    op = OPS[node.op]
+    operands = _LOOPS[op.loop](inputs, node)
+    result = op.body(NumpyDialect, operands, node.constants, node.attrs)
+    return np.ascontiguousarray(result.astype(node.output.dtype, copy=False))
+
+
+def check_inputs(declared: tuple[Value, ...], arrays) -> None:
+    """Raise IntqError unless the arrays have the declared dtypes and shapes."""
+    if len(arrays) != len(declared):
+        raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
+    for value, array in zip(declared, arrays, strict=True):
+        if array.dtype.name != value.dtype:
+            raise IntqError(f"input {value.name}: expected {value.dtype}, got {array.dtype.name}")
+        fits = len(array.shape) == len(value.shape) and all(
+            isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(map(str, value.shape))
+            raise IntqError(f"input {value.name}: expected shape ({wanted}), got {tuple(array.shape)}")
+
+
+def _pointwise(inputs, node):
+    return tuple(x.astype(np.int32) for x in inputs)
+
+
+def _move(inputs, node):
+    return tuple(inputs)
+
+
+def _exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int32)
+
+
+def _windows(x: np.ndarray, kernel, stride, dilation=(1, 1)) -> np.ndarray:
+    """Views of a padded (n, h, w, c) image: (n, oh, ow, kh, kw, c)."""
+    (kh, kw), (dh, dw) = kernel, dilation
+    view = np.lib.stride_tricks.sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(1, 2))
+    view = view[:, :: stride[0], :: stride[1], :, ::dh, ::dw]  # (n, oh, ow, c, kh, kw)
+    return view.transpose(0, 1, 2, 4, 5, 3)
+
+
+def _conv2d(inputs, node):
+    x, *further = inputs
+    weight, a = node.constants["weight"], node.attrs
+    co, kh, kw, ci = weight.shape
+    padded = NumpyDialect.pad2d(x, a["padding"], node.constants["pad_value"])
+    windows = _windows(padded, (kh, kw), a["stride"], a["dilation"])
+    n, oh, ow = windows.shape[:3]
+    groups = a["groups"]
+    if ci == 1:  # depthwise: a sum of kh * kw products, not a matrix product
+        taps = weight.reshape(groups, co // groups, kh, kw).astype(np.int32)  # (c, multiplier, kh, kw)
+        total = np.zeros((n, oh, ow, groups, co // groups), np.int32)
+        for i in range(kh):
+            for j in range(kw):
+                total += windows[:, :, :, i, j, :, None].astype(np.int32) * taps[:, :, i, j]
+        return (total.reshape(n, oh, ow, co), *(f.astype(np.int32) for f in further))
+    outs = []
+    for g in range(groups):
+        rows = windows[..., g * ci : (g + 1) * ci].reshape(n * oh * ow, kh * kw * ci)
+        columns = weight[g * co // groups : (g + 1) * co // groups].reshape(co // groups, -1)
+        outs.append(_exact_matmul(rows, columns.T).reshape(n, oh, ow, co // groups))
+    total = outs[0] if groups == 1 else np.concatenate(outs, axis=-1)
+    return (total, *(f.astype(np.int32) for f in further))
+
+
+def _linear(inputs, node):
+    x, *further = inputs
+    return (_exact_matmul(x, node.constants["weight"].T), *(f.astype(np.int32) for f in further))
+
+
+def _pooled(x: np.ndarray, node: Node, pad_value, reduce) -> np.ndarray:
+    """Accumulate over the taps of the window, each a strided view of the padded image."""
+    a = node.attrs
+    (kh, kw), (sh, sw) = a["kernel"], a["stride"]
+    oh, ow = window_shape(x.shape[1:3], a["kernel"], a["stride"], a["padding"])
+    padded = NumpyDialect.pad2d(x, a["padding"], pad_value)
+    total = None
+    for i in range(kh):
+        for j in range(kw):
+            tap = padded[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw].astype(np.int32)
+            total = tap if total is None else reduce(total, tap)
+    return total
+
+
+def _sum2d(inputs, node):
+    return (_pooled(inputs[0], node, node.constants["pad_value"], np.add),)
+
+
+def _max2d(inputs, node):
+    (x,) = inputs
+    return (_pooled(x, node, DTYPE_RANGE[x.dtype.name][0], np.maximum),)
+
+
+_LOOPS = {
+    "pointwise": _pointwise,
+    "move": _move,
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "sum2d": _sum2d,
+    "max2d": _max2d,
+}

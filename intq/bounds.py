@@ -1,0 +1,160 @@
+"""Interval arithmetic as a backend: runs an op's own body on bounds, and so proves every width from the one body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from intq.errors import UnprovenError
+from intq.ops import OPS
+from intq.ops.op import Attrs, Constants
+from intq.value import DTYPE_RANGE, Value
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every integer of [low, high], elementwise; ``low`` and ``high`` are arrays of Python integers, which never wrap.
+
+    ``width`` is that of the machine integer which holds it in every other backend: 32 bits, 64 after ``wide``.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    width: int = 32
+    __array_ufunc__ = None  # array + Interval is Interval.__radd__, not an array of Intervals
+
+    def __post_init__(self) -> None:
+        for side in ("low", "high"):  # NumPy turns 0-d object arrays into plain integers
+            object.__setattr__(self, side, np.asarray(getattr(self, side), dtype=object))
+        bits = self.bits
+        if bits > self.width:
+            raise UnprovenError(f"needs {bits} bits, has {self.width}")
+
+    @property
+    def bits(self) -> int:
+        """Bits of the smallest two's-complement integer that holds the interval."""
+        return 1 + max(_magnitude(self.low.min()), _magnitude(self.high.max()))
+
+    def _operate(self, other, operation) -> Interval:
+        other = other if isinstance(other, Interval) else exactly(other, self.width)
+        corners = [operation(p, q) for p in (self.low, self.high) for q in (other.low, other.high)]
+        low, high = np.minimum.reduce(np.broadcast_arrays(*corners)), np.maximum.reduce(np.broadcast_arrays(*corners))
+        return Interval(low, high, max(self.width, other.width))
+
+    def __add__(self, other) -> Interval:
+        return self._operate(other, lambda p, q: p + q)
+
+    def __sub__(self, other) -> Interval:
+        return self._operate(other, lambda p, q: p - q)
+
+    def __mul__(self, other) -> Interval:
+        return self._operate(other, lambda p, q: p * q)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def _magnitude(x: int) -> int:
+    return int(x if x >= 0 else ~x).bit_length()
+
+
+def exactly(value, width: int = 64) -> Interval:
+    """The interval that holds one known integer (elementwise)."""
+    value = np.asarray(value).astype(object)
+    return Interval(value, value, width)
+
+
+class IntervalDialect:
+    """How bodies are spelled on bounds (see :mod:`intq.fixedpoint`)."""
+
+    @staticmethod
+    def wide(x) -> Interval:
+        x = x if isinstance(x, Interval) else exactly(x, 32)
+        return Interval(x.low, x.high, 64)
+
+    @staticmethod
+    def shift_right(x: Interval, shift) -> Interval:
+        shift = np.asarray(shift).astype(object)
+        return Interval(x.low >> shift, x.high >> shift, x.width)
+
+    @staticmethod
+    def clamp(x: Interval, low: int, high: int) -> Interval:
+        return Interval(np.clip(x.low, low, high), np.clip(x.high, low, high), x.width)
+
+    @staticmethod
+    def lookup(table: np.ndarray, x: Interval) -> Interval:
+        reached = np.asarray(table)[int(x.low.min()) : int(x.high.max()) + 1].astype(object)
+        return Interval(reached.min(), reached.max())
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is proven of a node: its output's range and the bits of its widest accumulator."""
+
+    low: int
+    high: int
+    accumulator_bits: int
+
+
+def bounds(op: str, inputs: tuple[Value, ...], attrs: Attrs, constants: Constants, dtype: str) -> Bounds:
+    """The proven range of a node's output.
+
+    Raises UnprovenError when some intermediate result cannot be proven to fit its width, or the output its dtype.
+    """
+    operation = OPS[op]
+    ranges = tuple(Interval(x.low, x.high) for x in inputs)
+    if operation.loop == "move":
+        pad = [int(v) for v in constants.get("pad_value", ())]
+        low, high = min([x.low for x in inputs] + pad), max([x.high for x in inputs] + pad)
+        bits = 0
+    else:
+        operands = _LOOPS[operation.loop](ranges, attrs, constants)
+        exact = {k: v.astype(object) for k, v in constants.items() if k not in ("weight", "pad_value", "table")}
+        if "table" in constants:
+            exact["table"] = constants["table"]
+        result = operation.body(IntervalDialect, operands, exact, attrs)
+        low, high, bits = int(result.low.min()), int(result.high.max()), operands[0].bits
+    least, most = DTYPE_RANGE[dtype]
+    if low < least or high > most:
+        raise UnprovenError(
+            f"its results lie in [{low}, {high}], which {dtype} cannot hold; clamp it or widen the dtype"
+        )
+    return Bounds(low, high, bits)
+
+
+def _weighted_sum(ranges, attrs, constants):
+    """Bounds of every partial sum of weight * x, in any order: negative and positive products summed apart."""
+    x, *further = ranges
+    pad = constants.get("pad_value", np.zeros(0, np.uint8))
+    low, high = (int(f([v, *pad.tolist()])) for f, v in ((min, x.low), (max, x.high)))
+    weight = constants["weight"].reshape(len(constants["weight"]), -1)
+    # int64 is enough here: at most 2**7 * 2**31 * the count of weights of a channel, which memory limits
+    positive = np.where(weight > 0, weight, 0).sum(axis=1, dtype=np.int64).astype(object)
+    negative = np.where(weight < 0, weight, 0).sum(axis=1, dtype=np.int64).astype(object)
+    least = positive * min(low, 0) + negative * max(high, 0)
+    most = positive * max(high, 0) + negative * min(low, 0)
+    try:
+        return (Interval(least, most), *further)
+    except UnprovenError as error:
+        terms = weight.shape[1]
+        raise UnprovenError(f"accumulator {error}; lower the weights' bits or split its {terms} products") from None
+
+
+def _window_sum(ranges, attrs, constants):
+    (x,) = ranges
+    pad = [int(v) for v in constants["pad_value"]]
+    count = attrs["kernel"][0] * attrs["kernel"][1]
+    return (Interval(min(0, x.low.item(), *pad) * count, max(0, x.high.item(), *pad) * count),)
+
+
+def _unchanged(ranges, attrs, constants):
+    return ranges
+
+
+_LOOPS = {
+    "pointwise": _unchanged,
+    "max2d": _unchanged,
+    "conv2d": _weighted_sum,
+    "linear": _weighted_sum,
+    "sum2d": _window_sum,
+}

@@ -1,0 +1,111 @@
+"""Integer arithmetic that every operation shares: the dyadic rescale, its multipliers, square root and reciprocal.
+
+A *body* is a function over integer values and a dialect ``L`` that spells the few operations Python's operators lack
+(``L.wide``, ``L.shift_right``, ``L.clamp``, ...). NumPy, torch, TVM, the interval arithmetic of the overflow proof and
+the real arithmetic of the backward pass are dialects; the body is written once, here or in :mod:`intq.ops`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from intq.errors import IntqError
+
+MULTIPLIER_BITS = 31  # multipliers lie in [2**30, 2**31): int32, with 30 bits of precision
+MIN_SHIFT, MAX_SHIFT = 1, 62  # one bit to round on at least; int64 keeps its sign at most
+
+
+def rescale(L, terms, offset, shift, low, high):
+    """clamp(floor((sum_i x_i * m_i + offset) / 2**shift), low, high): the only rounding rule of intq.
+
+    With ``offset = bias * 2**shift / scale + (zero_point << shift) + (1 << (shift - 1))`` this is
+    ``clamp(round(sum_i x_i * m_i / 2**shift + bias / scale) + zero_point)``, halves up, rounded once however many terms
+    (a residual addition has two). ``x_i``, ``m_i`` are int32; products, sum and offset int64 (HAWQ-V3, eq. 5-6, made
+    exact: one rounding for a convolution, its bias, its residual and its activation).
+    """
+    total = offset
+    for x, multiplier in terms:
+        total = L.wide(x) * L.wide(multiplier) + total
+    return L.clamp(L.shift_right(total, shift), low, high)
+
+
+@dataclass(frozen=True)
+class Dyadic:
+    """A real multiplier per channel as ``multiplier / 2**shift`` (int32 and shift of equal shape)."""
+
+    multiplier: np.ndarray
+    shift: np.ndarray
+
+    def real(self) -> np.ndarray:
+        return self.multiplier / np.exp2(self.shift.astype(np.float64))
+
+
+def dyadic(real: np.ndarray | float) -> Dyadic:
+    """The nearest ``m / 2**s`` to each positive real multiplier, ``2**30 <= m < 2**31``: off by at most 2**-31 relative."""
+    (multiplier,), shift = dyadic_terms([real])
+    return Dyadic(multiplier, shift)
+
+
+def dyadic_terms(reals: list[np.ndarray | float]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Multipliers of several terms over one shift per channel, the largest of them in [2**30, 2**31).
+
+    ``reals``: one array per term, broadcast together. Returns int32 multipliers and the int32 shift, all of the common
+    shape. Signs are kept. A channel whose multipliers are all zero gets ``m = 0, shift = 1``. A multiplier so small that
+    its shift would pass 62 loses low bits (its product is below one unit in any case).
+
+    Raises IntqError when a multiplier is not finite or is 2**30 or more (the output scale is far too small).
+    """
+    arrays = np.broadcast_arrays(*[np.asarray(r, dtype=np.float64) for r in reals])
+    largest = np.max(np.abs(arrays), axis=0)
+    if not np.all(np.isfinite(largest)):
+        raise IntqError("a rescale multiplier is not finite; expected finite positive scales, check the value ranges")
+    if np.any(largest >= 2.0**30):
+        raise IntqError(
+            f"a rescale multiplier is {largest.max():.3g}, expected less than 2**30; widen the output range"
+        )
+    exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]  # largest = f * 2**exponent, f in [0.5, 1)
+    shift = np.clip(MULTIPLIER_BITS - exponent, MIN_SHIFT, MAX_SHIFT)
+    rounded = np.rint(np.ldexp(largest, shift))
+    shift = np.where(rounded >= 2.0**MULTIPLIER_BITS, shift - 1, shift)  # 0.99999... rounds up to 2**31
+    shift = np.where(largest > 0, shift, MIN_SHIFT).astype(np.int32)
+    return [np.rint(np.ldexp(a, shift)).astype(np.int32) for a in arrays], shift
+
+
+def offset_of(real: np.ndarray | float, shift: np.ndarray, zero_point: int) -> np.ndarray:
+    """int64 offset of :func:`rescale`: ``round(real * 2**shift) + (zero_point << shift) + (1 << (shift - 1))``.
+
+    ``real``: what is added, in units of the output's scale (a bias divided by it); it keeps ``shift`` fractional bits.
+    Raises IntqError when the result leaves int64.
+    """
+    real, shift = np.broadcast_arrays(np.asarray(real, dtype=np.float64), np.asarray(shift))
+    # Python integers: real * 2**shift may need more than a float's 53 bits, and the sum may leave int64.
+    exact = [
+        round(math.ldexp(r, int(s))) + (zero_point << int(s)) + (1 << (int(s) - 1))
+        for r, s in zip(real.ravel(), shift.ravel(), strict=True)
+    ]
+    if any(not -(2**63) <= e < 2**63 for e in exact):
+        raise IntqError("a bias is too large for the output scale (its offset leaves int64); widen the output range")
+    return np.array(exact, dtype=np.int64).reshape(shift.shape)
+
+
+def isqrt(L, n):
+    """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no division, no float)."""
+    root = n * 0
+    for bit in range(30, -1, -1):
+        trial = root + (1 << bit)
+        root = L.where(trial * trial <= n, trial, root)
+    return root
+
+
+def reciprocal(L, d, bits: int):
+    """floor(2**bits / d) exactly, 1 <= d < 2**31, bits <= 61, by restoring division (no division instruction)."""
+    quotient, rest = d * 0, d * 0 + (1 << bits)
+    for bit in range(bits, -1, -1):
+        # d << bit may leave int64; comparing d with rest >> bit asks the same question.
+        fits = L.shift_right(rest, bit) >= d
+        quotient = L.where(fits, quotient + (1 << bit), quotient)
+        rest = L.where(fits, rest - d * (1 << bit), rest)
+    return quotient

@@ -1,0 +1,173 @@
+"""The integer network: values, nodes, and the proof that nothing in it can overflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intq.bounds import Bounds, bounds
+from intq.errors import IntqError, UnprovenError
+from intq.fixedpoint import MAX_SHIFT, MIN_SHIFT
+from intq.ops import OPS
+from intq.value import Value
+
+CONSTANT_DTYPES = {
+    "weight": ("int8",),
+    "multiplier": ("int32",),
+    "multiplier_a": ("int32",),
+    "multiplier_b": ("int32",),
+    "residual_multiplier": ("int32",),
+    "offset": ("int64",),
+    "shift": ("int32",),
+    "pad_value": ("uint8", "int16", "int32"),
+    "table": ("uint8", "int16"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation: ``output = OPS[op](*inputs)``. ``source``: the module of the float network that it stands for."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: Value
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.output.name
+
+
+def make_node(
+    op: str,
+    name: str,
+    inputs: Sequence[Value],
+    *,
+    dtype: str,
+    scale: float = 1.0,
+    zero_point: int = 0,
+    attrs: Mapping[str, Any] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    source: str = "",
+) -> Node:
+    """A node whose output's shape and bounds are derived from its inputs.
+
+    Raises IntqError when an input, attribute or constant does not fit the operation, UnprovenError when a width
+    cannot be proven to hold every value; both name the node.
+    """
+    inputs, attrs, constants = tuple(inputs), dict(attrs or {}), dict(constants or {})
+    shape, proof = _infer(op, name, inputs, attrs, constants, dtype)
+    output = Value(name, shape, dtype, proof.low, proof.high, scale, zero_point)
+    return Node(op, tuple(x.name for x in inputs), output, attrs, constants, source)
+
+
+def _infer(op: str, name: str, inputs, attrs, constants, dtype: str) -> tuple[tuple, Bounds]:
+    if op not in OPS:
+        raise IntqError(f"{name}: unknown operation {op!r}; known: {', '.join(sorted(OPS))}")
+    operation = OPS[op]
+    try:
+        _check_parts(operation, attrs, constants)
+        return operation.shape(inputs, attrs, constants), bounds(op, inputs, attrs, constants, dtype)
+    except (IntqError, UnprovenError) as error:
+        raise type(error)(f"{name} ({op}): {error}") from None
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # attributes of the wrong kind, from an edited file
+        raise IntqError(f"{name} ({op}): its attributes or constants are malformed ({error})") from None
+
+
+def _check_parts(operation, attrs, constants) -> None:
+    for kind, has, needs, may in (
+        ("attributes", set(attrs), operation.attrs, frozenset()),
+        ("constants", set(constants), operation.constants, operation.optional),
+    ):
+        if has - may != needs:
+            raise IntqError(f"needs the {kind} {sorted(needs)}, got {sorted(has)}")
+    for key, array in constants.items():
+        if array.dtype.name not in CONSTANT_DTYPES[key]:
+            raise IntqError(f"constant {key} must be {' or '.join(CONSTANT_DTYPES[key])}, got {array.dtype.name}")
+    if "shift" in constants:
+        shift = constants["shift"]
+        if shift.size and not (MIN_SHIFT <= shift.min() and shift.max() <= MAX_SHIFT):
+            raise IntqError(f"shifts must lie in [{MIN_SHIFT}, {MAX_SHIFT}], got [{shift.min()}, {shift.max()}]")
+    if "low" in attrs and attrs["low"] > attrs["high"]:
+        raise IntqError(f"low must not exceed high, got [{attrs['low']}, {attrs['high']}]")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That no value overflows: the widest accumulator of the network and the node that has it."""
+
+    widest_bits: int
+    node: str
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An integer network: nodes in an order in which every input is known, ``metadata`` for people and domains (JSON)."""
+
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Value]:
+        return {v.name: v for v in (*self.inputs, *(n.output for n in self.nodes))}
+
+    def verify(self) -> Proof:
+        """Derive every shape and bound again and compare; return the proof that nothing overflows.
+
+        Raises IntqError (UnprovenError for widths) naming the node at fault.
+        """
+        known: dict[str, Value] = {}
+        for value in self.inputs:
+            _define(known, value)
+        widest = Proof(0, "")
+        for node in self.nodes:
+            missing = [name for name in node.inputs if name not in known]
+            if missing:
+                raise IntqError(f"{node.name} ({node.op}): its input {missing[0]!r} is not defined before it")
+            inputs = tuple(known[name] for name in node.inputs)
+            shape, proof = _infer(node.op, node.name, inputs, node.attrs, node.constants, node.output.dtype)
+            derived = replace(node.output, shape=shape, low=proof.low, high=proof.high)
+            if derived != node.output:
+                raise IntqError(f"{node.name} ({node.op}): declared as {node.output}, derived as {derived}")
+            if proof.accumulator_bits > widest.widest_bits:
+                widest = Proof(proof.accumulator_bits, node.name)
+            _define(known, node.output)
+        for name in self.outputs:
+            if name not in known:
+                raise IntqError(f"the output {name!r} is not defined by any node")
+        return widest
+
+    def text(self) -> str:
+        """The network as text, a line a node."""
+        lines = [f"input  {value}" for value in self.inputs]
+        for node in self.nodes:
+            parts = [f"{k}={_short(v)}" for k, v in node.attrs.items()]
+            parts += [f"{k}:{v.dtype.name}{list(v.shape)}" for k, v in node.constants.items()]
+            source = f"  # {node.source}" if node.source else ""
+            lines.append(f"{node.output} = {node.op}({', '.join(node.inputs)}; {', '.join(parts)}){source}")
+        return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the artifact ``folder``/graph.json and weights.safetensors (see :mod:`intq.artifact`)."""
+        from intq.artifact import save
+
+        save(self, folder)
+
+
+def _define(known: dict[str, Value], value: Value) -> None:
+    if value.name in known:
+        raise IntqError(f"two values have the name {value.name!r}")
+    known[value.name] = value
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,156 @@
+"""Contractions: sums of products in int32, finished by one rescale that holds bias, residual and activation.
+
+    y = clamp(round(scale_x * scale_w / scale_y * sum w * (x - zero_point_x) + bias / scale_y) + zero_point_y)
+
+The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
+(:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from intq.fixedpoint import rescale
+from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
+from intq.value import Shape, Value
+
+
+def _epilogue(L, operands, constants: Constants, attrs: Attrs):
+    accumulator, *residual = operands
+    terms = [(accumulator, constants["multiplier"])]
+    if residual:
+        terms.append((residual[0], constants["residual_multiplier"]))
+    return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
+
+
+def _check_residual(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
+    expect(len(inputs) <= 2, f"takes an input and at most one residual, got {len(inputs)} inputs")
+    has = "residual_multiplier" in constants
+    expect(has == (len(inputs) == 2), "a residual input and the constant residual_multiplier go together")
+    if has:
+        expect(inputs[1].shape == shape, f"the residual's shape must be {shape}, got {inputs[1].shape}")
+
+
+def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
+    x, weight, groups = inputs[0], constants["weight"], attrs["groups"]
+    expect(len(x.shape) == 4, f"expects an (n, h, w, c) input, got shape {x.shape}")
+    expect(weight.ndim == 4, f"expects a (co, kh, kw, ci/groups) weight, got shape {weight.shape}")
+    co, kh, kw, ci = weight.shape
+    expect(x.shape[3] == ci * groups, f"expects {ci * groups} input channels, got {x.shape[3]}")
+    expect(co % groups == 0, f"{co} output channels do not split into {groups} groups")
+    expect(constants["pad_value"].shape == (x.shape[3],), "pad_value must hold one value per input channel")
+    h, w = window_shape(x.shape[1:3], (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"])
+    shape = (x.shape[0], h, w, co)
+    _check_residual(inputs, constants, shape)
+    return shape
+
+
+def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
+    x, weight = inputs[0], constants["weight"]
+    expect(weight.ndim == 2, f"expects a (co, k) weight, got shape {weight.shape}")
+    expect(x.shape[-1] == weight.shape[1], f"expects a last axis of {weight.shape[1]}, got {x.shape}")
+    shape = (*x.shape[:-1], weight.shape[0])
+    _check_residual(inputs, constants, shape)
+    return shape
+
+
+def _epilogue_constants(rng: np.random.Generator, weight: np.ndarray, dtype: str, residual: bool) -> dict:
+    """Multipliers that spread random accumulators over the output's range, so that clamping and rounding both occur."""
+    co = weight.shape[0]
+    spread = 2.0**14 * max(1.0, weight.size / co) ** 0.5  # of sum w * x for random w and x
+    target = {"uint8": 2.0**8, "int16": 2.0**15, "int32": 2.0**24}[dtype]
+    shift = np.clip(np.round(30 - np.log2(target / spread) + rng.integers(-1, 2, co)), 1, 62).astype(np.int32)
+    half = np.left_shift(np.int64(1), shift.astype(np.int64) - 1)
+    zero = rng.integers(0, 128, co) if dtype == "uint8" else rng.integers(-100, 100, co)
+    constants = {
+        "multiplier": rng.integers(2**30, 2**31, co).astype(np.int32),
+        "offset": half + np.left_shift(zero.astype(np.int64), shift.astype(np.int64)),
+        "shift": shift,
+    }
+    if residual:
+        constants["residual_multiplier"] = rng.integers(-(2**31), 2**31, co).astype(np.int32)
+    return constants
+
+
+def _output_attrs(rng: np.random.Generator, dtype: str) -> dict:
+    if dtype == "uint8":
+        return {"low": int(rng.choice([0, 0, 3])), "high": int(rng.choice([255, 255, 190]))}
+    return {"int16": {"low": -(2**15), "high": 2**15 - 1}, "int32": {"low": -(2**31), "high": 2**31 - 1}}[dtype]
+
+
+def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    # (h, w, ci, co, kernel, stride, padding, dilation, groups, dtype, residual dtype)
+    cases = [
+        (5, 6, 3, 16, 3, (2, 2), (1, 1, 1, 1), (1, 1), 1, "uint8", None),  # the first layer of an image network
+        (7, 7, 64, 48, 1, (1, 1), (0, 0, 0, 0), (1, 1), 1, "uint8", None),
+        (6, 5, 32, 33, 1, (2, 2), (0, 0, 0, 0), (1, 1), 1, "uint8", "uint8"),
+        (7, 9, 16, 20, 3, (1, 1), (1, 1, 1, 1), (1, 1), 1, "uint8", "int16"),
+        (9, 8, 5, 7, (1, 7), (1, 2), (0, 3, 0, 3), (1, 1), 1, "int16", "int16"),
+        (9, 9, 12, 8, 3, (1, 1), (2, 2, 2, 2), (2, 2), 1, "int32", None),
+        (8, 8, 16, 24, 3, (1, 1), (0, 1, 1, 0), (1, 1), 4, "uint8", "uint8"),  # grouped, uneven padding
+        (9, 7, 40, 40, 3, (1, 1), (1, 1, 1, 1), (1, 1), 40, "uint8", None),  # depthwise
+        (9, 8, 72, 72, 3, (2, 2), (0, 0, 1, 1), (1, 1), 72, "uint8", None),
+        (6, 6, 17, 34, 5, (1, 1), (2, 2, 2, 2), (1, 1), 17, "int16", None),  # depthwise with a channel multiplier
+        (1, 1, 130, 10, 1, (1, 1), (0, 0, 0, 0), (1, 1), 1, "int32", None),
+    ]
+    for h, w, ci, co, kernel, stride, padding, dilation, groups, dtype, residual in cases:
+        kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        weight = rng.integers(-127, 128, (co, kh, kw, ci // groups)).astype(np.int8)
+        constants = {
+            "weight": weight,
+            "pad_value": rng.integers(0, 256, ci).astype(np.uint8),
+            **_epilogue_constants(rng, weight, dtype, residual is not None),
+        }
+        attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        attrs |= _output_attrs(rng, dtype)
+        x = Value("x", ("n", h, w, ci), "uint8", 0, 255)
+        inputs = (x,)
+        if residual:
+            shape = ("n", *window_shape((h, w), (kh, kw), stride, padding, dilation), co)
+            low, high = (0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1)
+            inputs = (x, Value("r", shape, residual, low, high))
+        samples.append(Sample(inputs, attrs, constants, dtype))
+    return samples
+
+
+def _linear_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    for shape, co, dtype, residual in [
+        (("n", 37), 11, "int32", False),
+        (("n", 64), 64, "uint8", True),
+        (("n", 5, 96), 80, "int16", False),
+    ]:
+        weight = rng.integers(-127, 128, (co, shape[-1])).astype(np.int8)
+        constants = {"weight": weight, **_epilogue_constants(rng, weight, dtype, residual)}
+        inputs = (Value("x", shape, "uint8", 0, 255),)
+        if residual:
+            inputs += (Value("r", (*shape[:-1], co), "uint8", 0, 255),)
+        samples.append(Sample(inputs, _output_attrs(rng, dtype), constants, dtype))
+    return samples
+
+
+_CONSTANTS = frozenset({"weight", "multiplier", "offset", "shift"})
+
+OPS = (
+    Op(
+        "conv2d",
+        "conv2d",
+        _epilogue,
+        _conv2d_shape,
+        _conv2d_samples,
+        attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
+        constants=_CONSTANTS | {"pad_value"},
+        optional=frozenset({"residual_multiplier"}),
+    ),
+    Op(
+        "linear",
+        "linear",
+        _epilogue,
+        _linear_shape,
+        _linear_samples,
+        attrs=frozenset({"low", "high"}),
+        constants=_CONSTANTS,
+        optional=frozenset({"residual_multiplier"}),
+    ),
+)

@@ -1,0 +1,72 @@
+"""What an operation is: one body of integer arithmetic, a loop shape that backends provide, a shape rule, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from intq.errors import IntqError
+from intq.value import Shape, Value
+
+Attrs = Mapping[str, Any]
+Constants = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small random instance of an operation, for the tests that every backend must pass."""
+
+    inputs: tuple[Value, ...]
+    attrs: Attrs
+    constants: Constants
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """An integer operation.
+
+    ``loop``: the loop shape, which is all that a backend adds. It turns the node's inputs into the body's operands:
+      "pointwise"  inputs as they are, broadcast;
+      "conv2d"     (sum over window and input channels of weight * padded input, *further inputs);
+      "linear"     (sum over the last axis of weight * input, *further inputs);
+      "sum2d"      (sum over a padded window,);  "max2d"  (maximum over a padded window,);
+      "move"       inputs as they are; the body rearranges whole arrays and computes nothing.
+    ``body(L, operands, constants, attrs)``: the arithmetic, in dialect ``L``. Operands arrive as int32 (moves: any),
+      constants broadcast against the output (channel last); the result fits the output's dtype by proof.
+    ``shape(inputs, attrs, constants)``: the output's shape; raises IntqError saying which input does not fit.
+    ``samples(rng)``: random instances for conformance tests.
+    ``required``: names of constants and attributes that a node must have.
+    """
+
+    name: str
+    loop: str
+    body: Callable
+    shape: Callable[[tuple[Value, ...], Attrs, Constants], Shape]
+    samples: Callable[[np.random.Generator], list[Sample]]
+    attrs: frozenset[str] = field(default_factory=frozenset)
+    constants: frozenset[str] = field(default_factory=frozenset)
+    optional: frozenset[str] = field(default_factory=frozenset)
+
+
+LOOPS = ("pointwise", "conv2d", "linear", "sum2d", "max2d", "move")
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise IntqError with ``message`` unless the condition holds."""
+    if not condition:
+        raise IntqError(message)
+
+
+def window_shape(size: tuple, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
+    """(h, w) of the output of a window moved over a padded (h, w) image; padding is (top, left, bottom, right)."""
+    top, left, bottom, right = padding
+    out = []
+    for length, k, s, d, pad in zip(size, kernel, stride, dilation, (top + bottom, left + right), strict=True):
+        span = length + pad - d * (k - 1) - 1
+        expect(span >= 0, f"a window of {k} (dilation {d}) does not fit an image side of {length} padded by {pad}")
+        out.append(span // s + 1)
+    return out[0], out[1]

@@ -1,0 +1,56 @@
+"""What is known of an integer tensor: shape, storage, bounds that hold for every input, and its real-valued meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intq.errors import IntqError
+
+DTYPE_RANGE = {
+    "uint8": (0, 2**8 - 1),
+    "int8": (-(2**7), 2**7 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+}
+DTYPE_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "int32": 4}
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor whose real value is ``scale * (q - zero_point)``, ``low <= q <= high`` proven.
+
+    ``shape``: channel last; a dimension given by a name ("n", the batch) is symbolic. ``scale`` and ``zero_point`` are
+    for people and for the straight-through gradient and never touch data; only a network's input may have them per
+    channel (an image's mean and standard deviation).
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    low: int
+    high: int
+    scale: float | tuple[float, ...] = 1.0
+    zero_point: int | float | tuple[float, ...] = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_RANGE:
+            raise IntqError(f"{self.name}: dtype must be one of {', '.join(DTYPE_RANGE)}, got {self.dtype!r}")
+        least, most = DTYPE_RANGE[self.dtype]
+        if not least <= self.low <= self.high <= most:
+            raise IntqError(
+                f"{self.name}: bounds must lie in {self.dtype}'s [{least}, {most}] in order, got [{self.low}, {self.high}]"
+            )
+
+    @property
+    def channels(self) -> int:
+        return int(self.shape[-1])
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}] in [{self.low}, {self.high}]"
+
+
+def bind_shape(shape: Shape, sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape with every symbolic dimension replaced by its size."""
+    return tuple(sizes[d] if isinstance(d, str) else d for d in shape)
