@@ -129,8 +129,8 @@ def _weighted_sum(ranges, attrs, constants):
     low, high = (int(f([v, *pad.tolist()])) for f, v in ((min, x.low), (max, x.high)))
     weight = constants["weight"].reshape(len(constants["weight"]), -1)
     # int64 is enough here: at most 2**7 * 2**31 * the count of weights of a channel, which memory limits
-    positive = np.where(weight > 0, weight, 0).sum(axis=1, dtype=np.int64).astype(object)
-    negative = np.where(weight < 0, weight, 0).sum(axis=1, dtype=np.int64).astype(object)
+    positive = np.maximum(weight, 0).sum(axis=1, dtype=np.int64).astype(object)
+    negative = np.minimum(weight, 0).sum(axis=1, dtype=np.int64).astype(object)
     least = positive * min(low, 0) + negative * max(high, 0)
     most = positive * max(high, 0) + negative * min(low, 0)
     try:

@@ -1,4 +1,4 @@
-"""The reference: NumPy. What it computes is what an integer graph means; when another backend differs, that one is wrong.
+"""The reference: NumPy. What it computes is what an integer graph means; when another backend differs, it is wrong.
 
 Sums of products are taken by float64 matrix products, whose every partial sum is an integer below 2**53 (the graph's
 proof bounds them by 2**31) and therefore exact in any order; a test compares them with int64 loops.
