@@ -44,7 +44,7 @@ class Dyadic:
 
 
 def dyadic(real: np.ndarray | float) -> Dyadic:
-    """The nearest ``m / 2**s`` to each positive real multiplier, ``2**30 <= m < 2**31``: off by at most 2**-31 relative."""
+    """The nearest ``m / 2**s`` to each real multiplier, ``2**30 <= |m| < 2**31``: off by at most 2**-31 relative."""
     (multiplier,), shift = dyadic_terms([real])
     return Dyadic(multiplier, shift)
 
@@ -53,8 +53,8 @@ def dyadic_terms(reals: list[np.ndarray | float]) -> tuple[list[np.ndarray], np.
     """Multipliers of several terms over one shift per channel, the largest of them in [2**30, 2**31).
 
     ``reals``: one array per term, broadcast together. Returns int32 multipliers and the int32 shift, all of the common
-    shape. Signs are kept. A channel whose multipliers are all zero gets ``m = 0, shift = 1``. A multiplier so small that
-    its shift would pass 62 loses low bits (its product is below one unit in any case).
+    shape. Signs are kept. A channel whose multipliers are all zero gets ``m = 0, shift = 1``. A multiplier so small
+    that its shift would pass 62 loses low bits (its product is below one unit in any case).
 
     Raises IntqError when a multiplier is not finite or is 2**30 or more (the output scale is far too small).
     """

@@ -93,7 +93,7 @@ def _check_parts(operation, attrs, constants) -> None:
             raise IntqError(f"constant {key} must be {' or '.join(CONSTANT_DTYPES[key])}, got {array.dtype.name}")
     if "shift" in constants:
         shift = constants["shift"]
-        if shift.size and not (MIN_SHIFT <= shift.min() and shift.max() <= MAX_SHIFT):
+        if not np.all((shift >= MIN_SHIFT) & (shift <= MAX_SHIFT)):
             raise IntqError(f"shifts must lie in [{MIN_SHIFT}, {MAX_SHIFT}], got [{shift.min()}, {shift.max()}]")
     if "low" in attrs and attrs["low"] > attrs["high"]:
         raise IntqError(f"low must not exceed high, got [{attrs['low']}, {attrs['high']}]")
@@ -109,7 +109,7 @@ class Proof:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An integer network: nodes in an order in which every input is known, ``metadata`` for people and domains (JSON)."""
+    """An integer network: nodes, each after those it reads; ``metadata`` (JSON) is for people and for domains."""
 
     inputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
@@ -151,7 +151,7 @@ class Graph:
         lines = [f"input  {value}" for value in self.inputs]
         for node in self.nodes:
             parts = [f"{k}={_short(v)}" for k, v in node.attrs.items()]
-            parts += [f"{k}:{v.dtype.name}{list(v.shape)}" for k, v in node.constants.items()]
+            parts += [f"{k}:{v.dtype.name}{list(v.shape)}" for k, v in sorted(node.constants.items())]
             source = f"  # {node.source}" if node.source else ""
             lines.append(f"{node.output} = {node.op}({', '.join(node.inputs)}; {', '.join(parts)}){source}")
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])

@@ -40,7 +40,7 @@ class Value:
         least, most = DTYPE_RANGE[self.dtype]
         if not least <= self.low <= self.high <= most:
             raise IntqError(
-                f"{self.name}: bounds must lie in {self.dtype}'s [{least}, {most}] in order, got [{self.low}, {self.high}]"
+                f"{self.name}: bounds must lie in {self.dtype}'s [{least}, {most}], got [{self.low}, {self.high}]"
             )
 
     @property

@@ -66,6 +66,7 @@ def window_shape(size: tuple, kernel, stride, padding, dilation=(1, 1)) -> tuple
     top, left, bottom, right = padding
     out = []
     for length, k, s, d, pad in zip(size, kernel, stride, dilation, (top + bottom, left + right), strict=True):
+        expect(k >= 1 and s >= 1 and d >= 1 and pad >= 0, f"kernel {k}, stride {s}, dilation {d} must be 1 or more")
         span = length + pad - d * (k - 1) - 1
         expect(span >= 0, f"a window of {k} (dilation {d}) does not fit an image side of {length} padded by {pad}")
         out.append(span // s + 1)
