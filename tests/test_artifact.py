@@ -33,10 +33,11 @@ def small_network() -> Graph:
         },
         source="features.0",
     )
+    flat = make_node("reshape", "flat", [conv.output], dtype="uint8", scale=0.02, attrs={"shape": ("n", 32)})
     head = make_node(
         "linear",
         "scores",
-        [make_node("reshape", "flat", [conv.output], dtype="uint8", scale=0.02, attrs={"shape": ("n", 32)}).output],
+        [flat.output],
         dtype="int32",
         attrs={"low": -(2**31), "high": 2**31 - 1},
         constants={
@@ -46,7 +47,6 @@ def small_network() -> Graph:
             "shift": np.full(5, 20, np.int32),
         },
     )
-    flat = make_node("reshape", "flat", [conv.output], dtype="uint8", scale=0.02, attrs={"shape": ("n", 32)})
     return Graph((x,), (conv, flat, head), ("scores",), {"name": "small", "labels": ["a", "b", "c", "d", "e"]})
 
 
