@@ -13,7 +13,7 @@ from intq.vision.models import Architecture, architecture
 
 
 def random_model(name: str, seed: int = 0) -> nn.Module:
-    """The architecture called `name`, in evaluation mode, with random weights and settled batch-normalisation statistics.
+    """The architecture called `name`, in evaluation mode, with random weights and settled statistics.
 
     The same name and seed give the same network. Raises IntqError when there is no such architecture.
     """

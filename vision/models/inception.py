@@ -65,7 +65,7 @@ class InceptionC(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        wide, tall = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
+        wide, tall = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = BasicConv2d(inputs, 192, 1)
         self.branch7x7_1 = BasicConv2d(inputs, width, 1)
         self.branch7x7_2 = BasicConv2d(width, width, **wide)
@@ -109,7 +109,7 @@ class InceptionE(nn.Module):
 
     def __init__(self, inputs: int):
         super().__init__()
-        wide, tall = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+        wide, tall = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
         self.branch1x1 = BasicConv2d(inputs, 320, 1)
         self.branch3x3_1 = BasicConv2d(inputs, 384, 1)
         self.branch3x3_2a = BasicConv2d(384, 384, **wide)

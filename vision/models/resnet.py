@@ -140,7 +140,7 @@ def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, ResNet] | None:
             depth += 1
         depths.append(depth)
     width, channels, stem, _ = state["conv1.weight"].shape
-    options = dict(classes=len(state["fc.weight"]), channels=channels, width=width, stem=stem)
+    options = {"classes": len(state["fc.weight"]), "channels": channels, "width": width, "stem": stem}
     if "layer1.0.conv3.weight" not in state:
         layers = 2 * sum(depths) + 2
         return f"resnet{layers}", ResNet(BasicBlock, depths, **options)

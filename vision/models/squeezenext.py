@@ -1,4 +1,4 @@
-"""SqueezeNext (Gholami et al., 2018), 1.0-SqNxt-23, under the state-dict keys that HAWQ's checkpoints (pytorchcv) use."""
+"""SqueezeNext (Gholami et al., 2018), 1.0-SqNxt-23, under the state-dict keys of pytorchcv, whose weights HAWQ used."""
 
 from collections.abc import Mapping, Sequence
 
