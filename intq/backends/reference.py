@@ -84,8 +84,9 @@ def check_inputs(declared: tuple[Value, ...], arrays) -> None:
     if len(arrays) != len(declared):
         raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
     for value, array in zip(declared, arrays, strict=True):
-        if array.dtype.name != value.dtype:
-            raise IntqError(f"input {value.name}: expected {value.dtype}, got {array.dtype.name}")
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype != value.dtype:
+            raise IntqError(f"input {value.name}: expected {value.dtype}, got {dtype}")
         fits = len(array.shape) == len(value.shape) and all(
             isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
         )

@@ -1,0 +1,241 @@
+"""The torch backend: the reference's integers exactly, and a forward that trains.
+
+:func:`run` executes a graph on torch tensors, on any device. :class:`IntegerNetwork` computes the same integers and
+back-propagates the gradient of the real function that they round (straight-through): the foundation of fine-tuning.
+
+Sums of products run as float32 convolutions and matrix products. A float32 product of an 8-bit value and a weight is
+an integer, and float32 adds integers exactly, in any order, while every partial sum stays within 2**24. So the input
+channels are split into runs for which the weights themselves prove that (one or two runs for a trained layer), and the
+runs are added as integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intq.backends.reference import check_inputs
+from intq.graph import Graph, Node
+from intq.ops import OPS
+from intq.ops.op import window_shape
+from intq.value import DTYPE_RANGE, Value
+
+EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
+
+Tensors = dict[str, Tensor]
+
+
+class TorchDialect:
+    """How bodies are spelled on integer tensors (see :mod:`intq.fixedpoint`)."""
+
+    @staticmethod
+    def wide(x: Tensor) -> Tensor:
+        return x.to(torch.int64)
+
+    @staticmethod
+    def shift_right(x: Tensor, shift: Tensor | int) -> Tensor:
+        return x >> shift
+
+    @staticmethod
+    def lookup(table: Tensor, x: Tensor) -> Tensor:
+        return table[x.to(torch.int64)]
+
+    @staticmethod
+    def pad2d(x: Tensor, padding, value: Tensor) -> Tensor:
+        top, left, bottom, right = padding
+        n, h, w, c = x.shape
+        out = value.to(x).expand(n, h + top + bottom, w + left + right, c).clone()
+        out[:, top : top + h, left : left + w] = x
+        return out
+
+    clamp = staticmethod(torch.clamp)
+    where = staticmethod(torch.where)
+    reshape = staticmethod(torch.reshape)
+    transpose = staticmethod(torch.permute)
+    concat = staticmethod(torch.cat)
+
+
+# ---- loops: what turns inputs, integers in any type, into operands ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some input channels of a contraction and their weights: sums of products are exact in the weights' float type."""
+
+    channels: slice
+    weight: Tensor
+
+
+def exact_runs(weight: Tensor, dtype: str, groups: int = 1) -> list[Run]:
+    """Split a contraction over its last axis so that every sum of products is exact.
+
+    ``weight``: integers (co, ..., ci) in a float type; ``dtype``: of the input x. Positive and negative products are
+    summed apart, which bounds every partial sum of every order of additions, as in :mod:`intq.bounds`.
+    float32 where each run's sums stay within 2**24; float64 (exact to 2**53, and the graph's proof is 2**31) for
+    inputs wider than 8 bits and for grouped convolutions that would need a split. Eight bits are also exact in the
+    bfloat16 and TF32 in which torch may have been told to multiply float32.
+    """
+    if dtype != "uint8":
+        return [Run(slice(None), weight.double())]
+    limit = EXACT_FLOAT32 // DTYPE_RANGE[dtype][1]
+    with torch.no_grad():
+        parts = (weight.clamp(min=0), -weight.clamp(max=0))
+        parts = [p.sum(tuple(range(1, p.ndim - 1))) if p.ndim > 2 else p for p in parts]
+        sums = torch.cat(parts).cumsum(1, dtype=torch.float64)  # (co of either sign, sum over the first ci channels)
+    ends = [0]
+    while ends[-1] < weight.shape[-1]:
+        before = sums[:, ends[-1] - 1 : ends[-1]] if ends[-1] else 0.0
+        ends.append(int(((sums - before).amax(0) <= limit).sum()))
+        if ends[-1] == ends[-2]:  # one channel alone passes 2**24
+            return [Run(slice(None), weight.double())]
+    if len(ends) == 2:
+        return [Run(slice(None), weight.float())]
+    if groups > 1:
+        return [Run(slice(None), weight.double())]
+    return [Run(slice(a, b), weight[..., a:b].float()) for a, b in pairwise(ends)]
+
+
+def _summed(runs: list[Run], dtype: torch.dtype, multiply: Callable[[Run], Tensor]) -> Tensor:
+    total = multiply(runs[0]).to(dtype)
+    for run_ in runs[1:]:
+        total = total + multiply(run_).to(dtype)
+    return total
+
+
+def _images(x: Tensor) -> Tensor:
+    """(n, h, w, c) as torch's (n, c, h, w): a view, in the channels-last memory format where x is contiguous."""
+    return x.permute(0, 3, 1, 2)
+
+
+def convolve(x: Tensor, weight: Tensor, *, stride, padding, dilation, groups) -> Tensor:
+    """Float convolution of (n, h, w, ci) with (co, kh, kw, ci/groups), padded by zeros on both sides alike.
+
+    Only sums of products: of the CPU's convolutions these are direct ones and matrix products. Other devices' may be
+    Winograd's or Fourier's, which are not exact, so there it is written as a matrix product.
+    """
+    if x.device.type == "cpu":
+        weight = _images(weight).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(_images(x), weight, None, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    return convolve_unfolded(x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def convolve_unfolded(x: Tensor, weight: Tensor, *, stride, padding, dilation, groups) -> Tensor:
+    """:func:`convolve` as a product of matrices."""
+    n, h, w, _ = x.shape
+    co, kh, kw, ci = weight.shape
+    oh, ow = window_shape((h, w), (kh, kw), stride, (*padding, *padding), dilation)
+    taps = F.unfold(_images(x), (kh, kw), dilation, padding, stride)  # (n, ci * kh * kw of every group, oh * ow)
+    taps = taps.reshape(n, groups, ci * kh * kw, oh * ow)
+    rows = _images(weight).reshape(groups, co // groups, ci * kh * kw)
+    return (rows @ taps).reshape(n, co, oh, ow).permute(0, 2, 3, 1)
+
+
+def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
+    a = node.attrs
+    x, (top, left, bottom, right) = x.to(runs[0].weight.dtype), a["padding"]
+    geometry = {key: a[key] for key in ("stride", "dilation", "groups")} | {"padding": (top, left)}
+    if (top, left) != (bottom, right) or node.constants["pad_value"].any():
+        x, geometry["padding"] = TorchDialect.pad2d(x, a["padding"], constants["pad_value"]), (0, 0)
+    return _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight, **geometry))
+
+
+def _linear(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
+    x = x.to(runs[0].weight.dtype)
+    return _summed(runs, dtype, lambda r: F.linear(x[..., r.channels], r.weight))
+
+
+def _window(x: Tensor, dtype: torch.dtype, padding, pad_value: Tensor) -> Tensor:
+    x = x.to(dtype)
+    return _images(TorchDialect.pad2d(x, padding, pad_value) if any(padding) else x)
+
+
+def _sum2d(x: Tensor, node: Node, constants: Tensors) -> Tensor:
+    x, a = _window(x, torch.float64, node.attrs["padding"], constants["pad_value"]), node.attrs
+    return F.avg_pool2d(x, a["kernel"], a["stride"], divisor_override=1).permute(0, 2, 3, 1)
+
+
+def _max2d(x: Tensor, node: Node, constants: Tensors) -> Tensor:
+    a, least = node.attrs, torch.tensor(DTYPE_RANGE[node.output.dtype][0])
+    x = _window(x, carrier(node.output), a["padding"], least)
+    return F.max_pool2d(x, a["kernel"], a["stride"]).permute(0, 2, 3, 1)
+
+
+_CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
+_WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
+
+
+def _operands(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The operands of a node's body, holding integers; sums of products in ``dtype`` (an integer type, or float64)."""
+    loop, (x, *further) = OPS[node.op].loop, inputs
+    if loop in _CONTRACTIONS:
+        x = _CONTRACTIONS[loop](x, runs, node, constants, dtype)
+    elif loop in _WINDOWS:
+        x = _WINDOWS[loop](x, node, constants)
+    return (x, *further)
+
+
+def _exact(node: Node, operands, constants: Tensors) -> Tensor:
+    """The node's integers: its body on int32 operands (moves: as they are)."""
+    op = OPS[node.op]
+    if op.loop != "move":
+        operands = tuple(x.to(torch.int32) for x in operands)
+    return op.body(TorchDialect, operands, constants, node.attrs)
+
+
+def _tensors(constants) -> Tensors:
+    return {name: torch.from_numpy(np.array(array)) for name, array in constants.items()}
+
+
+def carrier(value: Value) -> torch.dtype:
+    """The float type that holds every integer of a value."""
+    return torch.float64 if value.dtype == "int32" else torch.float32
+
+
+# ---- the backend -----------------------------------------------------------------------------------------------
+
+
+def prepare(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., tuple[Tensor, ...]]:
+    """The graph as a function ``outputs = function(*inputs, observe=None)`` of integer tensors on ``device``.
+
+    Equal to :func:`intq.backends.reference.run` in every bit; its constants are converted once, here.
+    """
+    steps, values = [], graph.values
+    for node in graph.nodes:
+        constants, runs = {k: v.to(device) for k, v in _tensors(node.constants).items()}, []
+        if OPS[node.op].loop in _CONTRACTIONS:
+            weight = constants.pop("weight").float()
+            runs = exact_runs(weight, values[node.inputs[0]].dtype, node.attrs.get("groups", 1))
+        steps.append((node, constants, runs))
+    return partial(_execute, graph, steps)
+
+
+def run(graph: Graph, *inputs: Tensor, observe: Callable[[str, Tensor], None] | None = None) -> tuple[Tensor, ...]:
+    """The graph's outputs for integer tensors, on their device (see :func:`prepare`, which is for more than one call).
+
+    ``observe(name, tensor)`` is called with every value as it is computed.
+    Raises IntqError when an input's dtype or shape is not as declared.
+    """
+    return prepare(graph, inputs[0].device if inputs else "cpu")(*inputs, observe=observe)
+
+
+@torch.no_grad()
+def _execute(graph: Graph, steps, *inputs: Tensor, observe=None) -> tuple[Tensor, ...]:
+    check_inputs(graph.inputs, inputs)
+    last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+    known = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
+    for i, (node, constants, runs) in enumerate(steps):
+        operands = _operands(node, [known[name] for name in node.inputs], constants, runs, torch.int32)
+        known[node.name] = _exact(node, operands, constants).to(getattr(torch, node.output.dtype)).contiguous()
+        if observe:
+            observe(node.name, known[node.name])
+        for name in {*node.inputs, node.name}:
+            if last_use.get(name, i) == i and name not in graph.outputs:
+                del known[name]
+    return tuple(known[name] for name in graph.outputs)
