@@ -1,0 +1,233 @@
+"""The float graph: a network as a list of the few operations that intq knows, and its interpreter in torch.
+
+Values are named, channels come second (torch's layout), and the first axis of every shape is the symbolic batch ``"n"``.
+Capture writes the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it into integers.
+
+Operations, ``x`` being the first input (``low``/``high``: an optional clamp of the result, default none):
+
+==============  ==========================  ======================================================================
+conv2d          x [, residual]              weight, bias, [pad (ci,)]; stride, padding (t, l, b, r), dilation, groups
+linear          x [, residual]              weight, bias; over the last axis
+affine          x                           scale (c,), shift (c,) along axis 1
+add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
+clamp           x                           low, high
+function        x                           function (name), arguments; or body: nodes computing it from ``"x"``
+avg_pool2d      x                           kernel, stride, padding; divisor (() or (oh, ow)): window sum / divisor
+max_pool2d      x                           kernel, stride, padding, dilation
+mean            x                           over height and width; keepdim
+concat          x, ...                      axis
+reshape         x                           shape
+permute         x                           order
+slice           x                           axis, start, stop, step
+pad             x                           padding ((before, after) per axis), value
+expand          x                           shape: only as an operand of mul
+softmax         x                           only as the last operation
+==============  ==========================  ======================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BATCH = "n"
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    """One operation; ``name`` is also the name of the value it makes, ``module`` the path of the module it came from."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple
+    attrs: Mapping = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    module: str = ""
+
+    def with_attrs(self, **attrs) -> FloatNode:
+        return replace(self, attrs={**self.attrs, **attrs})
+
+    def with_parameters(self, **parameters: Tensor) -> FloatNode:
+        return replace(self, parameters={**self.parameters, **parameters})
+
+    @property
+    def low(self) -> float:
+        return self.attrs.get("low", -math.inf)
+
+    @property
+    def high(self) -> float:
+        return self.attrs.get("high", math.inf)
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """Nodes in execution order; one input, one output."""
+
+    input: str
+    input_shape: tuple
+    nodes: tuple[FloatNode, ...]
+    output: str
+    notices: tuple[str, ...] = ()
+
+    def shapes(self) -> dict[str, tuple]:
+        return {self.input: self.input_shape} | {node.name: node.shape for node in self.nodes}
+
+    def users(self) -> dict[str, list[FloatNode]]:
+        """The nodes that read each value, in order (a node reading it twice is there once)."""
+        users: dict[str, list[FloatNode]] = {name: [] for name in self.shapes()}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                users[name].append(node)
+        return users
+
+    def run(self, x: Tensor) -> Tensor:
+        """The network's answer for a float batch ``x`` (n, c, h, w)."""
+        for name, value in self.values(x):
+            if name == self.output:
+                return value
+        raise AssertionError("a graph computes its output")
+
+    def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Every value in order, the input first. A value is dropped once its last reader has run."""
+        last = {name: node.name for node in self.nodes for name in node.inputs}
+        values = {self.input: x}
+        yield self.input, x
+        for node in self.nodes:
+            result = evaluate(node, *[values[name] for name in node.inputs])
+            for name in set(node.inputs):
+                if last[name] == node.name and name != self.output:
+                    del values[name]
+            values[node.name] = result
+            yield node.name, result
+
+    def text(self) -> str:
+        """One line a node, for people."""
+        return "\n".join(
+            f"{n.name}: {n.op}({', '.join(n.inputs)}) -> {n.shape} "
+            + " ".join(f"{k}={v}" for k, v in n.attrs.items() if k != "body")
+            for n in self.nodes
+        )
+
+
+def per_channel(values: Tensor, rank: int) -> Tensor:
+    """(c,) -> (1, c, 1, ...) of the given rank, to broadcast along axis 1."""
+    return values.reshape((1, -1) + (1,) * (rank - 2))
+
+
+def pad2d(x: Tensor, padding: tuple[int, int, int, int], value: Tensor | None = None) -> Tensor:
+    """Pads height and width of (n, c, h, w) by (top, left, bottom, right), with zero or one value per channel."""
+    top, left, bottom, right = padding
+    if not any(padding):
+        return x
+    if value is None or not torch.any(value):
+        return F.pad(x, (left, right, top, bottom))
+    value = per_channel(value.to(x), 4)
+    return F.pad(x - value, (left, right, top, bottom)) + value
+
+
+def contraction(node: FloatNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution or linear layer of ``node`` with other weights, without its residual and clamp."""
+    if node.op == "linear":
+        return F.linear(x, weight, bias)
+    a = node.attrs
+    x = pad2d(x, a["padding"], node.parameters.get("pad"))
+    return F.conv2d(x, weight, bias, a["stride"], 0, a["dilation"], a["groups"])
+
+
+def _contract(node: FloatNode, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    y = contraction(node, x, node.parameters["weight"], node.parameters["bias"])
+    return y if residual is None else y + residual
+
+
+def _affine(node: FloatNode, x: Tensor) -> Tensor:
+    scale, shift = node.parameters["scale"].to(x), node.parameters["shift"].to(x)
+    return x * per_channel(scale, x.ndim) + per_channel(shift, x.ndim)
+
+
+def _function(node: FloatNode, x: Tensor) -> Tensor:
+    if "body" not in node.attrs:
+        return FUNCTIONS[node.attrs["function"]](x, **node.attrs.get("arguments", {}))
+    values = {"x": x}
+    for inner in node.attrs["body"]:
+        values[inner.name] = evaluate(inner, *[values[name] for name in inner.inputs])
+    return values[node.attrs["body"][-1].name]
+
+
+def _avg_pool2d(node: FloatNode, x: Tensor) -> Tensor:
+    a = node.attrs
+    total = F.avg_pool2d(pad2d(x, a["padding"]), a["kernel"], a["stride"], divisor_override=1)
+    return total / node.parameters["divisor"].to(x)
+
+
+def _max_pool2d(node: FloatNode, x: Tensor) -> Tensor:
+    a = node.attrs
+    top, left, bottom, right = a["padding"]
+    x = F.pad(x, (left, right, top, bottom), value=-math.inf) if any(a["padding"]) else x
+    return F.max_pool2d(x, a["kernel"], a["stride"], 0, a["dilation"])
+
+
+def _slice(node: FloatNode, x: Tensor) -> Tensor:
+    a = node.attrs
+    return x[(slice(None),) * a["axis"] + (slice(a["start"], a["stop"], a["step"]),)]
+
+
+def _pad(node: FloatNode, x: Tensor) -> Tensor:
+    return F.pad(x, [p for pair in reversed(node.attrs["padding"]) for p in pair], value=node.attrs["value"])
+
+
+_EVALUATE: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _contract,
+    "linear": _contract,
+    "affine": _affine,
+    "add": lambda node, a, b: a + b,
+    "mul": lambda node, a, b: a * b,
+    "clamp": lambda node, x: x,
+    "function": _function,
+    "avg_pool2d": _avg_pool2d,
+    "max_pool2d": _max_pool2d,
+    "mean": lambda node, x: x.mean((2, 3), keepdim=node.attrs["keepdim"]),
+    "concat": lambda node, *xs: torch.cat(xs, node.attrs["axis"]),
+    "reshape": lambda node, x: x.reshape(x.shape[0], *node.shape[1:]),
+    "permute": lambda node, x: x.permute(node.attrs["order"]),
+    "slice": _slice,
+    "pad": _pad,
+    "expand": lambda node, x: x.expand(-1, *node.shape[1:]),
+    "softmax": lambda node, x: torch.softmax(x, node.attrs["axis"]),
+}
+
+# Functions of one real variable: an integer graph computes them by a table of 256 entries.
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
+    "elu": torch.ops.aten.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "log_sigmoid": F.logsigmoid,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "exp": torch.exp,
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "square": torch.square,
+    "erf": torch.erf,
+    "softsign": F.softsign,
+}
+
+
+def evaluate(node: FloatNode, *inputs: Tensor) -> Tensor:
+    """What ``node`` computes from its inputs, its clamp included."""
+    y = _EVALUATE[node.op](node, *inputs)
+    return y.clamp(node.low, node.high) if math.isfinite(node.low) or math.isfinite(node.high) else y
