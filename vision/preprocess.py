@@ -52,7 +52,7 @@ class Preprocess:
             raise IntqError(f"preprocessing: interpolation {self.interpolation!r} is none of {known}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise IntqError(
-                f"preprocessing: mean and std have one value for each of 1 or 3 channels, not {self.mean} and {self.std}"
+                f"preprocessing: mean and std have a value for each of 1 or 3 channels, not {self.mean} and {self.std}"
             )
         if not np.all(np.isfinite([*self.mean, *self.std])) or min(self.std) <= 0:
             raise IntqError(f"preprocessing: mean must be finite and std positive; found {self.mean} and {self.std}")

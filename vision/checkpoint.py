@@ -1,0 +1,141 @@
+"""Checkpoints: a folder of save_pretrained, a hub id, or a state dict file, as one network with all its input needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from intq.errors import IntqError
+from intq.vision import assets, huggingface
+from intq.vision.labels import default_labels
+from intq.vision.models import ARCHITECTURES, from_state_dict
+from intq.vision.preprocess import Preprocess
+
+WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier in evaluation mode.
+
+    model: float32 (n, channels, height, width), normalised as `preprocess` says, to logits (n, classes).
+    labels: the name of each class. input_size: (height, width). name: for people.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    name: str
+    input_size: tuple[int, int]
+
+
+def load(source: str | Path) -> Checkpoint:
+    """The network in `source`.
+
+    source: a folder written by save_pretrained; a state dict (.pth, .pt, .safetensors) of a known architecture; the
+    name of weights that a package ships ("mobilenet_v2", "efficientnet_lite0"); or a Hugging Face hub id.
+
+    Raises IntqError when it is none of them, holds another kind of model, or has weights that are missing, left over,
+    NaN or infinite.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        checkpoint = _from_folder(path)
+    elif path.is_file():
+        checkpoint = _from_file(path)
+    elif str(source) in assets.ASSETS and str(source) in ARCHITECTURES:
+        checkpoint = _from_file(assets.asset(str(source)))
+    elif str(source) in ARCHITECTURES:
+        raise IntqError(
+            f"{source} is an architecture without weights here: give a checkpoint, or --random for random weights"
+        )
+    elif path.suffix in WEIGHT_FILES or path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
+        raise IntqError(f"there is no file or folder {source}")
+    else:
+        checkpoint = _from_folder(huggingface.download(str(source)), str(source))
+    _check_finite(checkpoint.model, str(source))
+    return checkpoint
+
+
+def _from_folder(folder: Path, name: str | None = None) -> Checkpoint:
+    model, preprocess, labels, size = huggingface.load_folder(folder, name or str(folder))
+    return Checkpoint(model, preprocess, labels, (name or folder.resolve().name).split("/")[-1], size)
+
+
+def _from_file(path: Path) -> Checkpoint:
+    state = _read_state_dict(path)
+    try:
+        found = from_state_dict(state)
+    except (ValueError, IndexError, ZeroDivisionError, AttributeError, RuntimeError) as error:  # shapes of no network
+        raise IntqError(f"{path}: the tensors' shapes fit no architecture that intq knows ({error})") from error
+    if found is None:
+        raise IntqError(
+            f"{path}: these are not the keys of an architecture that intq knows ({_few(state)}): expected a state dict "
+            "with torchvision's keys of ResNet, MobileNetV2 or InceptionV3, or of SqueezeNext or EfficientNet-Lite0"
+        )
+    name, model, preprocess = found
+    expected = model.state_dict()
+    # The auxiliary classifier of InceptionV3 only helps training; old files lack the count that BatchNorm2d keeps.
+    state = {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in expected]
+    if missing or unknown:
+        raise IntqError(
+            f"{path}: not the weights of {name}: "
+            + ", ".join([f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys])
+        )
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise IntqError(
+                f"{path}: {key} has the shape {tuple(value.shape)}, {name} expects {tuple(expected[key].shape)}"
+            )
+    model.load_state_dict(state, strict=False)
+    model.eval().requires_grad_(False)
+    classes = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)).out_features
+    return Checkpoint(model, preprocess, default_labels(classes), name, preprocess.size)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, under keys without the prefixes and wrappers that training scripts add."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise IntqError(f"{path} is not a whole safetensors file ({error})") from error
+    except Exception as error:  # an unpickler fed with garbage may raise anything
+        raise IntqError(
+            f"{path} does not load as a file of tensors: expected a state dict saved by torch.save(model.state_dict(), "
+            f"path), whole ({_first_line(error)})"
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise IntqError(f"{path} holds no state dict: expected {{name: tensor}}, as model.state_dict() gives")
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _check_finite(model: nn.Module, source: str) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise IntqError(
+                f"{source}: {key} holds {count} NaN or infinite values of {value.numel()}: retrain or repair it"
+            )
+
+
+def _few(keys, count: int = 3) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
