@@ -23,7 +23,7 @@ _LAZY = {
     "quantize": ("intq.quantize", "quantize"),
     "load": ("intq.artifact", "load"),
     "compile": ("intq.kernels.runtime", "compile"),
-    "verify": ("intq.verify", "verify"),
+    "verify": ("intq.verification", "verify"),
     "Graph": ("intq.graph", "Graph"),
     "IntqError": ("intq.errors", "IntqError"),
 }

@@ -21,7 +21,7 @@ ROOMS = (
     {"intq.graph"},
     {"intq.backends"},
     {"intq.artifact"},
-    {"intq.capture", "intq.calibrate", "intq.quantize", "intq.verify", "intq.bench", "intq.domains"},
+    {"intq.capture", "intq.calibrate", "intq.quantize", "intq.verification", "intq.bench", "intq.domains"},
     {"intq.console", "intq.cli", "intq.__main__"},
 )
 # The outer houses, and what they may see of intq.
@@ -110,7 +110,7 @@ def test_the_api_is_lazy_and_survives_importing_its_modules():
     code = (
         "import sys, intq\n"
         "assert not {'numpy', 'torch', 'tvm'} & set(sys.modules), sorted(sys.modules)\n"
-        "import intq.quantize, intq.verify\n"
+        "import intq.quantize, intq.verification\n"
         "assert intq.quantize.__name__ == 'quantize' and callable(intq.quantize), intq.quantize\n"
         "assert callable(intq.verify), intq.verify\n"
     )

@@ -202,9 +202,11 @@ def carrier(value: Value) -> torch.dtype:
 
 
 def prepare(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., tuple[Tensor, ...]]:
-    """The graph as a function ``outputs = function(*inputs, observe=None)`` of integer tensors on ``device``.
+    """The graph as a function ``outputs = function(*inputs, observe=None)`` of integer tensors or arrays.
 
-    Equal to :func:`intq.backends.reference.run` in every bit; its constants are converted once, here.
+    It computes on ``device`` and equals :func:`intq.backends.reference.run` in every bit; constants are converted once,
+    here. ``observe(name, tensor)`` is called with every value as it is computed. The function raises IntqError when an
+    input's dtype or shape is not as declared.
     """
     steps, values = [], graph.values
     for node in graph.nodes:
@@ -213,23 +215,19 @@ def prepare(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., t
             weight = constants.pop("weight").float()
             runs = exact_runs(weight, values[node.inputs[0]].dtype, node.attrs.get("groups", 1))
         steps.append((node, constants, runs))
-    return partial(_execute, graph, steps)
+    return partial(_execute, graph, steps, device)
 
 
 def run(graph: Graph, *inputs: Tensor, observe: Callable[[str, Tensor], None] | None = None) -> tuple[Tensor, ...]:
-    """The graph's outputs for integer tensors, on their device (see :func:`prepare`, which is for more than one call).
-
-    ``observe(name, tensor)`` is called with every value as it is computed.
-    Raises IntqError when an input's dtype or shape is not as declared.
-    """
-    return prepare(graph, inputs[0].device if inputs else "cpu")(*inputs, observe=observe)
+    """The graph's outputs for integer tensors, on their device: :func:`prepare` for a single call."""
+    return prepare(graph, inputs[0].device)(*inputs, observe=observe)
 
 
 @torch.no_grad()
-def _execute(graph: Graph, steps, *inputs: Tensor, observe=None) -> tuple[Tensor, ...]:
+def _execute(graph: Graph, steps, device, *inputs: Tensor, observe=None) -> tuple[Tensor, ...]:
     check_inputs(graph.inputs, inputs)
     last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
-    known = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
+    known = {v.name: torch.as_tensor(x, device=device) for v, x in zip(graph.inputs, inputs, strict=True)}
     for i, (node, constants, runs) in enumerate(steps):
         operands = _operands(node, [known[name] for name in node.inputs], constants, runs, torch.int32)
         known[node.name] = _exact(node, operands, constants).to(getattr(torch, node.output.dtype)).contiguous()

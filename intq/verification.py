@@ -1,0 +1,201 @@
+"""What `intq verify` shows of a graph: every backend equals the reference, nothing overflows, no float is computed.
+
+(The module is not called ``verify`` because :func:`intq.verify` is this module's function.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from intq.backends import reference
+from intq.errors import IntqError
+from intq.graph import Graph
+from intq.value import Value, bind_shape
+
+Arrays = tuple[np.ndarray, ...]
+
+_NEEDS = {
+    "torch": "pip install 'torch==2.13.*'",
+    "tvm": "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0",
+}
+
+
+def verify(
+    graph: Graph,
+    *,
+    kernels: bool = True,
+    network: Callable[..., Any] | None = None,
+    images: Iterable[np.ndarray] = (),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compare all backends with the reference, bit for bit, and collect the proofs.
+
+    ``kernels``: also the compiled backend, ``"cpu"``: ``network``, or the graph compiled for this machine.
+    ``images``: further inputs, each an array with or without a batch axis, of the graph's (only) input.
+    ``seed``: of the random inputs. ``progress(done, total)`` is called after every batch.
+
+    Inputs: random, everything at its lowest, everything at its highest, and one element at its highest in a corner and
+    in the centre; batches of one and of two. The torch backend is compared at every node, the compiled one at the
+    outputs. The result is JSON::
+
+        {"mismatches": {"torch": 0, "cpu": 0},       elements that differ from the reference
+         "float_instructions": 0,                    floating-point arithmetic in the compiled kernels
+         "overflow": {"proven": true, "widest_bits": 27, "node": "..."},
+         "layers": [{"name", "sqnr_db"}],            against the float model, worst first, as measured when quantized
+         "first_mismatch": null,                     or {"backend", "node", "input", "index", "expected", "got"}
+         "compared": {"torch": 0, "cpu": 0},         elements compared
+         "inputs": [{"name", "batch"}],
+         "instruction_set": "...", "kernels": {kernel: its floating-point instructions}}
+
+    Without ``kernels`` there is no "cpu", and "float_instructions" and "instruction_set" are null.
+
+    Raises IntqError when a backend cannot run here (never skips one), UnprovenError when a width is not proven.
+    """
+    proof = graph.verify()
+    audit = None
+    backends = {"torch": _torch(graph)}
+    if kernels:
+        network = network or _kernels("runtime").compile(graph)
+        audit = _kernels("audit").audit(network)
+        backends["cpu"] = _outputs_of(network, graph)
+    batches = [*probes(graph.inputs, seed), *_images(graph, images)]
+    comparisons: list[Comparison] = []
+    for done, (name, inputs) in enumerate(batches, 1):
+        comparisons += _compare(graph, backends, name, inputs)
+        if progress:
+            progress(done, len(batches))
+    return {
+        "mismatches": {b: sum(c.mismatches for c in comparisons if c.backend == b) for b in backends},
+        "float_instructions": sum(audit.kernels.values()) if audit else None,
+        "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
+        "layers": sorted(graph.metadata.get("layers", ()), key=lambda layer: layer["sqnr_db"]),
+        "first_mismatch": next((c.difference for c in comparisons if c.mismatches), None),
+        "compared": {b: sum(c.elements for c in comparisons if c.backend == b) for b in backends},
+        "inputs": [{"name": name, "batch": len(inputs[0])} for name, inputs in batches],
+        "instruction_set": audit.instruction_set if audit else None,
+        "kernels": audit.kernels if audit else {},
+    }
+
+
+def probes(inputs: Sequence[Value], seed: int) -> Iterator[tuple[str, Arrays]]:
+    """Batches that reach what random data does not: both ends of every range, and one element that stands out."""
+    rng = np.random.default_rng(seed)
+    yield "random", tuple(_random(v, 1, rng) for v in inputs)
+    yield "lowest, highest", tuple(_stacked(_full(v, v.low), _full(v, v.high)) for v in inputs)
+    yield "one-hot corner, one-hot centre", tuple(_stacked(_one_hot(v, 0.0), _one_hot(v, 0.5)) for v in inputs)
+
+
+def _random(value: Value, batch: int, rng: np.random.Generator) -> np.ndarray:
+    shape = bind_shape(value.shape, {"n": batch})
+    return rng.integers(value.low, value.high, shape, endpoint=True).astype(value.dtype)
+
+
+def _full(value: Value, fill: int) -> np.ndarray:
+    return np.full(bind_shape(value.shape, {"n": 1}), fill, value.dtype)
+
+
+def _one_hot(value: Value, where: float) -> np.ndarray:
+    array = _full(value, value.low)
+    array[tuple(int(size * where) for size in array.shape)] = value.high
+    return array
+
+
+def _stacked(*samples: np.ndarray) -> np.ndarray:
+    return np.concatenate(samples)
+
+
+def _images(graph: Graph, images: Iterable[np.ndarray]) -> Iterator[tuple[str, Arrays]]:
+    for i, image in enumerate(images):
+        if len(graph.inputs) != 1:
+            raise IntqError(f"images fit a graph with one input; this one has {len(graph.inputs)}")
+        image = np.asarray(image)
+        image = image[None] if image.ndim == len(graph.inputs[0].shape) - 1 else image
+        reference.check_inputs(graph.inputs, (image,))
+        yield f"image {i}", (image,)
+
+
+# ---- backends --------------------------------------------------------------------------------------------------
+
+
+def _torch(graph: Graph) -> Callable[[Arrays], dict[str, np.ndarray]]:
+    """Every value that the torch backend computes, by name."""
+    prepared = _load("torch", "intq.backends.torch").prepare(graph)
+
+    def values(inputs: Arrays) -> dict[str, np.ndarray]:
+        known: dict[str, np.ndarray] = {}
+        prepared(*inputs, observe=lambda name, tensor: known.update({name: tensor.numpy()}))
+        return known
+
+    return values
+
+
+def _outputs_of(network: Callable[..., Any], graph: Graph) -> Callable[[Arrays], dict[str, np.ndarray]]:
+    """The outputs of a compiled network (an array, or a tuple of them), by name."""
+
+    def values(inputs: Arrays) -> dict[str, np.ndarray]:
+        outputs = network(*inputs)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        return {name: np.asarray(y) for name, y in zip(graph.outputs, outputs, strict=True)}
+
+    return values
+
+
+def _kernels(module: str):
+    return _load("tvm", f"intq.kernels.{module}")
+
+
+def _load(library: str, module: str):
+    """A module by name, only now: a machine that only runs networks has no torch, one that only trains no TVM."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in (library, f"{library}_ffi"):
+            raise
+        raise IntqError(f"verify compares all backends and {library} is not installed: {_NEEDS[library]}") from None
+
+
+# ---- comparison ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One value of one backend against the reference; ``difference`` describes the first of its ``mismatches``."""
+
+    backend: str
+    elements: int
+    mismatches: int = 0
+    difference: Mapping[str, Any] | None = None
+
+
+def _compared(backend: str, node: str, batch: str, expected: np.ndarray, got: np.ndarray) -> Comparison:
+    where = {"backend": backend, "node": node, "input": batch}
+    if (expected.shape, expected.dtype) != (got.shape, got.dtype):  # a difference in every element
+        wanted, found = (f"{a.dtype.name}{list(a.shape)}" for a in (expected, got))
+        difference = where | {"index": None, "expected": wanted, "got": found}
+        return Comparison(backend, expected.size, expected.size, difference)
+    differing = np.argwhere(expected != got)
+    if not len(differing):
+        return Comparison(backend, expected.size)
+    index = tuple(differing[0].tolist())
+    difference = where | {"index": list(index), "expected": int(expected[index]), "got": int(got[index])}
+    return Comparison(backend, expected.size, len(differing), difference)
+
+
+def _compare(graph: Graph, backends, batch: str, inputs: Arrays) -> list[Comparison]:
+    """Run the reference once and compare every value of it that a backend has, in order of execution."""
+    results = {backend: values(inputs) for backend, values in backends.items()}
+    comparisons = []
+
+    def compare(name: str, expected: np.ndarray) -> None:
+        for backend, values in results.items():
+            if name in values:
+                comparisons.append(_compared(backend, name, batch, expected, values.pop(name)))
+
+    reference.run(graph, *inputs, observe=compare)
+    return comparisons
