@@ -1,0 +1,383 @@
+"""Float graph + scales + integer weights -> :class:`intq.graph.Graph`: constants, channel-last layouts, bounds.
+
+Nothing is chosen here. Every value's real meaning is given by a :class:`Quant`, every contraction's weights by a
+:class:`Weights`; what remains is exact arithmetic on multipliers and offsets, and moving axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intq.errors import IntqError
+from intq.fixedpoint import dyadic_terms, offset_of
+from intq.floatgraph import FloatGraph, FloatNode, evaluate
+from intq.graph import Graph, Node, make_node
+from intq.value import DTYPE_RANGE, Value
+
+IMAGE = (0, 2, 3, 1)  # channel last
+
+
+@dataclass(frozen=True)
+class Quant:
+    """What integers ``q`` of a value mean: ``scale * (q - zero_point)``."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def limits(self, low: float, high: float) -> tuple[int, int]:
+        """The integers nearest to two real limits (infinite: the dtype's own)."""
+        least, most = DTYPE_RANGE[self.dtype]
+        at = [
+            default if math.isinf(v) else min(max(round(v / self.scale) + self.zero_point, least), most)
+            for v, default in ((low, least), (high, most))
+        ]
+        return at[0], at[1]
+
+    def round(self, x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        """The nearest real value that an integer within the limits stands for (halves up)."""
+        least, most = self.limits(low, high)
+        q = torch.floor(x / self.scale + (self.zero_point + 0.5)).clamp_(least, most)
+        return q.sub_(self.zero_point).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A contraction's weights ``scale[o] * q[o, ...]`` (int8, torch's layout) and its real bias."""
+
+    q: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def real(self) -> Tensor:
+        return self.q.float() * self.scale.float().reshape(-1, *[1] * (self.q.ndim - 1))
+
+
+def emit(
+    graph: FloatGraph,
+    quants: Mapping[str, Quant],
+    weights: Mapping[str, Weights],
+    narrow: Mapping[str, Quant],
+    input_value: Value | None = None,
+    metadata: Mapping | None = None,
+) -> Graph:
+    """The integer graph, proven node by node.
+
+    ``quants``: by float value. ``narrow``: the 8-bit meaning of a wider value, for readers that take 8 bits alone.
+    ``input_value``: the declared input (default: derived from its Quant). Raises IntqError for what has no integer form.
+    """
+    return _Emitter(graph, quants, weights, narrow, input_value).run(dict(metadata or {}))
+
+
+def channel_last(rank: int) -> tuple[int, ...]:
+    return IMAGE if rank == 4 else tuple(range(rank))
+
+
+class _Emitter:
+    """The integer nodes so far; ``at`` holds, per float value, its integer value and the order of its float axes."""
+
+    def __init__(self, graph, quants, weights, narrow, input_value) -> None:
+        self.graph, self.quants, self.weights, self.narrow = graph, quants, weights, narrow
+        self.nodes: list[Node] = []
+        order = channel_last(len(graph.input_shape))
+        shape = tuple(graph.input_shape[i] for i in order)
+        q = quants[graph.input]
+        value = input_value or Value(graph.input, shape, q.dtype, *DTYPE_RANGE[q.dtype], q.scale, q.zero_point)
+        self.input = value
+        self.at: dict[str, tuple[Value, tuple[int, ...]]] = {graph.input: (value, order)}
+        self.made: dict[tuple, Value] = {}  # transposed and narrowed copies
+
+    def run(self, metadata: dict) -> Graph:
+        for node in self.graph.nodes:
+            take = _EMIT.get(node.op)
+            if take is None:
+                raise IntqError(
+                    f"{node.module or node.name}: {node.op} has no integer form at this place; "
+                    "only mul takes an expanded operand, and softmax must be the last operation"
+                )
+            self.at[node.name] = take(self, node)
+        output = self.in_order(self.graph.output, channel_last(len(self.graph.shapes()[self.graph.output])))
+        return Graph((self.input,), tuple(self.nodes), (output.name,), metadata)
+
+    def add(self, op: str, name: str, inputs, quant: Quant, source: FloatNode, attrs=None, constants=None) -> Value:
+        node = make_node(
+            op,
+            name,
+            inputs,
+            dtype=quant.dtype,
+            scale=quant.scale,
+            zero_point=quant.zero_point,
+            attrs=attrs,
+            constants=constants,
+            source=source.module,
+        )
+        self.nodes.append(node)
+        return node.output
+
+    def in_order(self, name: str, order: tuple[int, ...], eight_bits: bool = False) -> Value:
+        """The integer value of a float value with its axes in ``order``; with ``eight_bits`` as uint8."""
+        value, has = self.at[name]
+        quant = self.quants[name]
+        source = next((n for n in self.graph.nodes if n.name == name), self.graph.nodes[0])
+        if eight_bits and quant.dtype != "uint8":
+            key = (name, "narrow")
+            if key not in self.made:
+                self.made[key] = self.requantize(f"{name}.narrow", value, quant, self.narrow[name], source)
+            value = self.made[key]
+        if has != order:
+            key = (value.name, order)
+            if key not in self.made:
+                perm = tuple(has.index(axis) for axis in order)
+                meaning = Quant(value.dtype, value.scale, value.zero_point)
+                self.made[key] = self.add(
+                    "transpose", f"{value.name}.{''.join(map(str, order))}", [value], meaning, source, {"perm": perm}
+                )
+            value = self.made[key]
+        return value
+
+    def requantize(
+        self, name: str, x: Value, has: Quant, quant: Quant, source: FloatNode, scale=1.0, shift=0.0, limits=None
+    ) -> Value:
+        """scale * x + shift in another Quant; scale and shift are numbers or vectors over the last axis."""
+        multiplier = np.asarray(scale, np.float64) * has.scale / quant.scale
+        (m,), s = dyadic_terms([multiplier])
+        offset = offset_of(np.asarray(shift) / quant.scale + 0 * multiplier, s, quant.zero_point)
+        offset = offset - has.zero_point * m.astype(np.int64)
+        low, high = quant.limits(*(limits or (-math.inf, math.inf)))
+        constants = {"multiplier": m, "offset": offset, "shift": s}
+        return self.add("requantize", name, [x], quant, source, {"low": low, "high": high}, constants)
+
+
+def _contraction(e: _Emitter, node: FloatNode):
+    quant, weights = e.quants[node.name], e.weights[node.name]
+    rank = len(node.shape)
+    order = channel_last(rank)
+    x = e.in_order(node.inputs[0], order, eight_bits=True)
+    has = e.quants[node.inputs[0]] if e.quants[node.inputs[0]].dtype == "uint8" else e.narrow[node.inputs[0]]
+    q = weights.q.numpy().astype(np.int8)
+    scale, bias = (t.double().numpy() for t in (weights.scale, weights.bias))
+    sums = q.reshape(q.shape[0], -1).astype(np.int64).sum(1)
+    inputs, reals = [x], [has.scale * scale / quant.scale]
+    if len(node.inputs) > 1:
+        residual = e.quants[node.inputs[1]]
+        inputs.append(e.in_order(node.inputs[1], order))
+        reals.append(np.full(len(q), residual.scale / quant.scale))
+    multipliers, shift = dyadic_terms(reals)
+    offset = offset_of(bias / quant.scale, shift, quant.zero_point)
+    offset = offset - has.zero_point * sums * multipliers[0].astype(np.int64)
+    constants = {"multiplier": multipliers[0], "shift": shift}
+    if len(node.inputs) > 1:
+        offset = offset - residual.zero_point * multipliers[1].astype(np.int64)
+        constants["residual_multiplier"] = multipliers[1]
+    constants["offset"] = offset
+    low, high = quant.limits(node.low, node.high)
+    attrs = {"low": low, "high": high}
+    if node.op == "linear":
+        constants["weight"] = np.ascontiguousarray(q)
+    else:
+        constants["weight"] = np.ascontiguousarray(q.transpose(0, 2, 3, 1))
+        pad = node.parameters.get("pad", torch.zeros(x.shape[3])).double().numpy()
+        constants["pad_value"] = np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8)
+        attrs |= {k: node.attrs[k] for k in ("stride", "padding", "dilation", "groups")}
+    return e.add(node.op, node.name, inputs, quant, node, attrs, constants), order
+
+
+def _affine(e: _Emitter, node: FloatNode):
+    has, quant = e.quants[node.inputs[0]], e.quants[node.name]
+    value, order = e.at[node.inputs[0]]
+    scale, shift = (node.parameters[k].double().numpy() for k in ("scale", "shift"))
+    if (scale == scale[0]).all() and (shift == shift[0]).all():
+        scale, shift = scale[0], shift[0]
+    elif order[-1] != 1:
+        order = (*(a for a in order if a != 1), 1)
+        value = e.in_order(node.inputs[0], order)
+    limits = (node.low, node.high)
+    return e.requantize(node.name, value, has, quant, node, scale, shift, limits), order
+
+
+def _clamp(e: _Emitter, node: FloatNode):
+    value, order = e.at[node.inputs[0]]
+    has, quant = e.quants[node.inputs[0]], e.quants[node.name]
+    return e.requantize(node.name, value, has, quant, node, limits=(node.low, node.high)), order
+
+
+def _add(e: _Emitter, node: FloatNode):
+    quant = e.quants[node.name]
+    order = e.at[node.inputs[0]][1]
+    values = [e.in_order(name, order) for name in node.inputs]
+    has = [e.quants[name] for name in node.inputs]
+    multipliers, shift = dyadic_terms([h.scale / quant.scale for h in has])
+    offset = offset_of(0.0, shift, quant.zero_point)
+    for h, m in zip(has, multipliers, strict=True):
+        offset = offset - h.zero_point * m.astype(np.int64)
+    low, high = quant.limits(node.low, node.high)
+    constants = {"multiplier_a": multipliers[0], "multiplier_b": multipliers[1], "offset": offset, "shift": shift}
+    return e.add("add", node.name, values, quant, node, {"low": low, "high": high}, constants), order
+
+
+def _mul(e: _Emitter, node: FloatNode):
+    quant = e.quants[node.name]
+    order = channel_last(len(node.shape))
+    values = [e.in_order(name, order, eight_bits=True) for name in node.inputs]
+    has = [_eight_bits(e, name) for name in node.inputs]
+    (multiplier,), shift = dyadic_terms([has[0].scale * has[1].scale / quant.scale])
+    low, high = quant.limits(node.low, node.high)
+    attrs = {"low": low, "high": high, "zero_point_a": has[0].zero_point, "zero_point_b": has[1].zero_point}
+    constants = {"multiplier": multiplier, "offset": offset_of(0.0, shift, quant.zero_point), "shift": shift}
+    return e.add("mul", node.name, values, quant, node, attrs, constants), order
+
+
+def _eight_bits(e: _Emitter, name: str) -> Quant:
+    return e.quants[name] if e.quants[name].dtype == "uint8" else e.narrow[name]
+
+
+def _function(e: _Emitter, node: FloatNode):
+    quant, has = e.quants[node.name], _eight_bits(e, node.inputs[0])
+    order = e.at[node.inputs[0]][1]
+    x = e.in_order(node.inputs[0], order, eight_bits=True)
+    real = has.scale * (torch.arange(256, dtype=torch.float64) - has.zero_point)
+    y = evaluate(node, real.reshape(-1, 1)).reshape(-1)
+    least, most = quant.limits(node.low, node.high)
+    table = torch.floor(y / quant.scale + quant.zero_point + 0.5).nan_to_num(0.0).clamp(least, most)
+    constants = {"table": table.numpy().astype(quant.dtype)}
+    attrs = {"function": node.attrs["function"]}
+    return e.add("lookup", node.name, [x], quant, node, attrs, constants), order
+
+
+def _average(e: _Emitter, node: FloatNode):
+    x = e.in_order(node.inputs[0], IMAGE)
+    has, quant = e.quants[node.inputs[0]], e.quants[node.name]
+    if node.op == "mean":
+        kernel = stride = tuple(x.shape[1:3])
+        padding, divisor = (0, 0, 0, 0), np.float64(math.prod(kernel))
+    else:
+        kernel, stride, padding = (node.attrs[k] for k in ("kernel", "stride", "padding"))
+        divisor = node.parameters["divisor"].double().numpy()
+        divisor = divisor[..., None] if divisor.ndim else divisor  # (oh, ow, 1)
+    (multiplier,), shift = dyadic_terms([has.scale / (divisor * quant.scale)])
+    offset = offset_of(0.0 * divisor, shift, quant.zero_point)
+    offset = offset - has.zero_point * math.prod(kernel) * multiplier.astype(np.int64)
+    low, high = quant.limits(node.low, node.high)
+    attrs = {"kernel": kernel, "stride": stride, "padding": padding, "low": low, "high": high}
+    pad = np.full(x.shape[3], has.zero_point).astype(has.dtype)
+    constants = {"pad_value": pad, "multiplier": multiplier, "offset": offset, "shift": shift}
+    flat = node.op == "mean" and not node.attrs["keepdim"]
+    name = f"{node.name}.pool" if flat else node.name
+    pooled = e.add("avg_pool2d", name, [x], quant, node, attrs, constants)
+    if not flat:
+        return pooled, IMAGE
+    return e.add("reshape", node.name, [pooled], quant, node, {"shape": ("n", x.shape[3])}), (0, 1)
+
+
+def _max_pool2d(e: _Emitter, node: FloatNode):
+    x = e.in_order(node.inputs[0], IMAGE)
+    attrs = {k: node.attrs[k] for k in ("kernel", "stride", "padding")}
+    return e.add("max_pool2d", node.name, [x], e.quants[node.name], node, attrs), IMAGE
+
+
+def _concat(e: _Emitter, node: FloatNode):
+    order = e.at[node.inputs[0]][1]
+    values = [e.in_order(name, order) for name in node.inputs]
+    axis = order.index(node.attrs["axis"])
+    return e.add("concat", node.name, values, e.quants[node.name], node, {"axis": axis}), order
+
+
+def _slice(e: _Emitter, node: FloatNode):
+    value, order = e.at[node.inputs[0]]
+    attrs = {k: node.attrs[k] for k in ("start", "stop", "step")} | {"axis": order.index(node.attrs["axis"])}
+    return e.add("slice", node.name, [value], e.quants[node.name], node, attrs), order
+
+
+def _pad(e: _Emitter, node: FloatNode):
+    if len(node.shape) != 4:
+        raise IntqError(f"{node.module or node.name}: pad takes (n, c, h, w) alone, got rank {len(node.shape)}")
+    x, quant = e.in_order(node.inputs[0], IMAGE), e.quants[node.name]
+    (top, bottom), (left, right) = node.attrs["padding"][2:]
+    low, high = DTYPE_RANGE[quant.dtype]
+    value = min(max(round(node.attrs["value"] / quant.scale) + quant.zero_point, low), high)
+    constants = {"pad_value": np.full(x.shape[3], value).astype(quant.dtype)}
+    return e.add("pad", node.name, [x], quant, node, {"padding": (top, left, bottom, right)}, constants), IMAGE
+
+
+def _permute(e: _Emitter, node: FloatNode):
+    """Axes only change their names: the integers stay where they are until a reader needs another order."""
+    value, order = e.at[node.inputs[0]]
+    return value, tuple(node.attrs["order"].index(axis) for axis in order)
+
+
+def _reshape(e: _Emitter, node: FloatNode):
+    before, after = e.graph.shapes()[node.inputs[0]], node.shape
+    value, order = e.at[node.inputs[0]]
+    groups = reshape_groups(before, after)
+    new_order = _regroup(order, groups, before, after)
+    if new_order is None:
+        first = {right[0]: left for left, right in groups}  # bring each group together, in the order the result wants
+        order = tuple(a for axis in channel_last(len(after)) for a in first.get(axis, ()))
+        order = (*order, *(a for a in range(len(before)) if before[a] == 1))
+        if _regroup(order, groups, before, after) is None:
+            order = tuple(range(len(before)))
+        value = e.in_order(node.inputs[0], order)
+        new_order = _regroup(order, groups, before, after)
+    shape = tuple(after[a] for a in new_order)
+    return e.add("reshape", node.name, [value], e.quants[node.name], node, {"shape": shape}), new_order
+
+
+def reshape_groups(before: tuple, after: tuple) -> list[tuple[list[int], list[int]]]:
+    """Runs of axes (before, after) that hold the same elements, axes of length one left out; the batch is first."""
+    left = [i for i, s in enumerate(before) if s != 1]
+    right = [i for i, s in enumerate(after) if s != 1]
+    groups, i, j = [([0], [0])], 1, 1
+    while i < len(left) or j < len(right):
+        a, b = [left[i]], [right[j]]
+        i, j = i + 1, j + 1
+        while (p := math.prod(before[k] for k in a)) != (q := math.prod(after[k] for k in b)):
+            if p < q:
+                a.append(left[i])
+                i += 1
+            else:
+                b.append(right[j])
+                j += 1
+        groups.append((a, b))
+    return groups
+
+
+def _regroup(order: tuple, groups: list, before: tuple, after: tuple) -> tuple[int, ...] | None:
+    """The axes' order after a reshape that moves nothing, or None where elements would have to move."""
+    axes = [a for a in order if before[a] != 1]
+    starts = {group[0][0]: group for group in groups}
+    result, k = [], 0
+    while k < len(axes):
+        group = starts.get(axes[k])
+        if group is None or axes[k : k + len(group[0])] != group[0]:
+            return None
+        result += group[1]
+        k += len(group[0])
+    wanted = channel_last(len(after))
+    if [a for a in wanted if after[a] != 1] == result:
+        return wanted
+    return (*result, *(a for a in range(len(after)) if after[a] == 1))
+
+
+_EMIT = {
+    "conv2d": _contraction,
+    "linear": _contraction,
+    "affine": _affine,
+    "clamp": _clamp,
+    "add": _add,
+    "mul": _mul,
+    "function": _function,
+    "avg_pool2d": _average,
+    "mean": _average,
+    "max_pool2d": _max_pool2d,
+    "concat": _concat,
+    "slice": _slice,
+    "pad": _pad,
+    "permute": _permute,
+    "reshape": _reshape,
+}
