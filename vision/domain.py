@@ -1,0 +1,132 @@
+"""Vision as the commands see it (the functions that :mod:`intq.domains` lists): image classification.
+
+Importing this module needs NumPy and Pillow alone, because running a deployed network does; torch comes in with the
+functions that load and quantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intq.graph import Graph
+from intq.vision.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from intq.vision.checkpoint import Checkpoint
+
+TASK_CLASSES = ("ForImageClassification",)
+
+
+def names() -> tuple[str, ...]:
+    """The architectures that `random` builds."""
+    from intq.vision.models import ARCHITECTURES
+
+    return tuple(ARCHITECTURES)
+
+
+def load(source: str) -> Checkpoint:
+    """The trained classifier in a folder, a state dict file or a hub id."""
+    from intq.vision.checkpoint import load
+
+    return load(source)
+
+
+def random(name: str, seed: int) -> Checkpoint:
+    """The architecture `name` at full size, with random weights and settled BatchNorm statistics."""
+    from intq.vision.checkpoint import Checkpoint
+    from intq.vision.labels import default_labels
+    from intq.vision.models import architecture
+    from intq.vision.synthetic import random_model
+
+    known = architecture(name)
+    model = random_model(name, seed)
+    return Checkpoint(model, known.preprocess, default_labels(known.classes), name, known.size)
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `read` and `answer` need, as JSON: it travels in the graph."""
+    return {
+        "domain": "vision",
+        "model": checkpoint.name,
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "labels": list(checkpoint.labels),
+        "input_size": list(checkpoint.input_size),
+    }
+
+
+def calibration(checkpoint: Checkpoint, data: Path | None, samples: int, seed: int) -> list[np.ndarray]:
+    """Batches of uint8 pixels: photos chosen at random from `data`, or random images when it is None."""
+    if data is None:
+        from intq.vision.synthetic import random_images
+
+        return [random_images(samples, checkpoint.input_size, seed, checkpoint.preprocess.channels)]
+    from intq.vision.data import open_dataset
+
+    photos = open_dataset(data, checkpoint.preprocess, split="train", labelled=False).sample(samples, seed)
+    return [pixels for pixels, _ in photos.batches(32)]
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    data: Path | None,
+    *,
+    samples: int,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Graph:
+    """The integer network of a checkpoint, calibrated on `data`, with all it needs to read images and name classes."""
+    from dataclasses import replace
+
+    from intq.quantize import quantize
+
+    preprocess = checkpoint.preprocess
+    batches = calibration(checkpoint, data, samples, seed)
+    graph = quantize(checkpoint.model, batches, mean=preprocess.mean, std=preprocess.std, progress=progress, **options)
+    return replace(graph, metadata={**graph.metadata, **metadata(checkpoint)})
+
+
+def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
+    """The float network on the same pixels: uint8 (n, height, width, channels) -> float32 logits (n, classes)."""
+    import torch
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        normal = torch.from_numpy(checkpoint.preprocess.normalize(pixels)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            return checkpoint.model(normal).numpy()
+
+    return predict
+
+
+def read(files: Sequence[Path], metadata: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """The pixels of each image file, uint8 (1, height, width, channels)."""
+    preprocess = Preprocess.from_dict(metadata["preprocess"])
+    for file in files:
+        yield preprocess.pixels(file)[None]
+
+
+def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
+    """The `top` best classes of one row of integer scores; of equal scores the lower class comes first."""
+    best = np.argsort(-scores.astype(np.int64), kind="stable")[:top]
+    return [{"label": metadata["labels"][i], "index": int(i), "score": int(scores[i])} for i in best]
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray],
+    metadata: Mapping[str, Any],
+    data: str,
+    *,
+    limit: int | None,
+    batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """{"task", "examples", "metrics": {"top1", "top5"}} of a network on labelled data."""
+    from intq.vision.data import open_dataset
+    from intq.vision.evaluate import evaluate
+
+    dataset = open_dataset(data, Preprocess.from_dict(metadata["preprocess"]), metadata["labels"])
+    return evaluate(predict, dataset.sample(limit) if limit else dataset, batch, progress)
