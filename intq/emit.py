@@ -1,78 +1,32 @@
-"""Float graph + scales + integer weights -> :class:`intq.graph.Graph`: constants, channel-last layouts, bounds.
+"""A plan -> :class:`intq.graph.Graph`: constants, channel-last layouts, bounds.
 
-Nothing is chosen here. Every value's real meaning is given by a :class:`Quant`, every contraction's weights by a
-:class:`Weights`; what remains is exact arithmetic on multipliers and offsets, and moving axes.
+Nothing is chosen here. A :class:`intq.plan.Plan` holds every value's real meaning and every contraction's weights; what remains is exact arithmetic on multipliers and offsets, and moving axes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from intq.errors import IntqError
 from intq.fixedpoint import dyadic_terms, offset_of
-from intq.floatgraph import FloatGraph, FloatNode, evaluate
+from intq.floatgraph import FloatNode, evaluate
 from intq.graph import Graph, Node, make_node
+from intq.plan import Plan, Quant
 from intq.value import DTYPE_RANGE, Value
 
 IMAGE = (0, 2, 3, 1)  # channel last
 
 
-@dataclass(frozen=True)
-class Quant:
-    """What integers ``q`` of a value mean: ``scale * (q - zero_point)``."""
-
-    dtype: str
-    scale: float
-    zero_point: int
-
-    def limits(self, low: float, high: float) -> tuple[int, int]:
-        """The integers nearest to two real limits (infinite: the dtype's own)."""
-        least, most = DTYPE_RANGE[self.dtype]
-        at = [
-            default if math.isinf(v) else min(max(round(v / self.scale) + self.zero_point, least), most)
-            for v, default in ((low, least), (high, most))
-        ]
-        return at[0], at[1]
-
-    def round(self, x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
-        """The nearest real value that an integer within the limits stands for (halves up)."""
-        least, most = self.limits(low, high)
-        q = torch.floor(x / self.scale + (self.zero_point + 0.5)).clamp_(least, most)
-        return q.sub_(self.zero_point).mul_(self.scale)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A contraction's weights ``scale[o] * q[o, ...]`` (int8, torch's layout) and its real bias."""
-
-    q: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def real(self) -> Tensor:
-        return self.q.float() * self.scale.float().reshape(-1, *[1] * (self.q.ndim - 1))
-
-
-def emit(
-    graph: FloatGraph,
-    quants: Mapping[str, Quant],
-    weights: Mapping[str, Weights],
-    narrow: Mapping[str, Quant],
-    input_value: Value | None = None,
-    metadata: Mapping | None = None,
-) -> Graph:
+def emit(plan: Plan, input_value: Value | None = None, metadata: Mapping | None = None) -> Graph:
     """The integer graph, proven node by node.
 
-    ``quants``: by float value. ``narrow``: the 8-bit meaning of a wider value, for readers that take 8 bits alone.
     ``input_value``: the declared input (default: derived from its Quant). Raises IntqError for what has no integer form.
     """
-    return _Emitter(graph, quants, weights, narrow, input_value).run(dict(metadata or {}))
+    return _Emitter(plan, input_value).run(dict(metadata or {}))
 
 
 def channel_last(rank: int) -> tuple[int, ...]:
@@ -82,8 +36,9 @@ def channel_last(rank: int) -> tuple[int, ...]:
 class _Emitter:
     """The integer nodes so far; ``at`` holds, per float value, its integer value and the order of its float axes."""
 
-    def __init__(self, graph, quants, weights, narrow, input_value) -> None:
-        self.graph, self.quants, self.weights, self.narrow = graph, quants, weights, narrow
+    def __init__(self, plan: Plan, input_value: Value | None) -> None:
+        self.plan, self.graph, self.quants = plan, plan.graph, plan.quants
+        graph, quants = self.graph, self.quants
         self.nodes: list[Node] = []
         order = channel_last(len(graph.input_shape))
         shape = tuple(graph.input_shape[i] for i in order)
@@ -128,7 +83,7 @@ class _Emitter:
         if eight_bits and quant.dtype != "uint8":
             key = (name, "narrow")
             if key not in self.made:
-                self.made[key] = self.requantize(f"{name}.narrow", value, quant, self.narrow[name], source)
+                self.made[key] = self.requantize(f"{name}.narrow", value, quant, self.plan.narrow[name], source)
             value = self.made[key]
         if has != order:
             key = (value.name, order)
@@ -155,11 +110,11 @@ class _Emitter:
 
 
 def _contraction(e: _Emitter, node: FloatNode):
-    quant, weights = e.quants[node.name], e.weights[node.name]
+    quant, weights = e.quants[node.name], e.plan.weights[node.name]
     rank = len(node.shape)
     order = channel_last(rank)
     x = e.in_order(node.inputs[0], order, eight_bits=True)
-    has = e.quants[node.inputs[0]] if e.quants[node.inputs[0]].dtype == "uint8" else e.narrow[node.inputs[0]]
+    has = e.plan.eight_bits(node.inputs[0])
     q = weights.q.numpy().astype(np.int8)
     scale, bias = (t.double().numpy() for t in (weights.scale, weights.bias))
     sums = q.reshape(q.shape[0], -1).astype(np.int64).sum(1)
@@ -225,7 +180,7 @@ def _mul(e: _Emitter, node: FloatNode):
     quant = e.quants[node.name]
     order = channel_last(len(node.shape))
     values = [e.in_order(name, order, eight_bits=True) for name in node.inputs]
-    has = [_eight_bits(e, name) for name in node.inputs]
+    has = [e.plan.eight_bits(name) for name in node.inputs]
     (multiplier,), shift = dyadic_terms([has[0].scale * has[1].scale / quant.scale])
     low, high = quant.limits(node.low, node.high)
     attrs = {"low": low, "high": high, "zero_point_a": has[0].zero_point, "zero_point_b": has[1].zero_point}
@@ -233,12 +188,8 @@ def _mul(e: _Emitter, node: FloatNode):
     return e.add("mul", node.name, values, quant, node, attrs, constants), order
 
 
-def _eight_bits(e: _Emitter, name: str) -> Quant:
-    return e.quants[name] if e.quants[name].dtype == "uint8" else e.narrow[name]
-
-
 def _function(e: _Emitter, node: FloatNode):
-    quant, has = e.quants[node.name], _eight_bits(e, node.inputs[0])
+    quant, has = e.quants[node.name], e.plan.eight_bits(node.inputs[0])
     order = e.at[node.inputs[0]][1]
     x = e.in_order(node.inputs[0], order, eight_bits=True)
     real = has.scale * (torch.arange(256, dtype=torch.float64) - has.zero_point)

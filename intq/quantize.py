@@ -12,15 +12,15 @@ from torch import Tensor
 
 from intq.calibrate import METHODS, Observation, choose_range, observe
 from intq.capture import capture
-from intq.emit import Quant, Weights, emit
+from intq.emit import emit
 from intq.errors import IntqError
-from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate
+from intq.floatgraph import FloatGraph, evaluate
 from intq.graph import Graph
+from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
 from intq.rounding import round_weights
 from intq.simplify import prepend_affine, simplify
 from intq.value import Value
 
-MOVES = {"concat", "max_pool2d", "reshape", "permute", "slice", "pad"}
 CHUNK = 16  # calibration images that go through the network together
 
 
@@ -63,7 +63,7 @@ def quantize(
         report("capture", 1, 1)
         observations = observe(graph, batches, lambda done, total: report("calibrate", done, total))
         quants, narrow = choose_quants(graph, observations, options, pixels)
-        weights, layers = choose_weights(graph, batches, quants, narrow, options, lambda d, t: report("weights", d, t))
+        plan, layers = choose_weights(graph, batches, quants, narrow, options, lambda d, t: report("weights", d, t))
     value = None
     if pixels:
         n, c, h, w = graph.input_shape
@@ -71,7 +71,7 @@ def quantize(
             graph.input, (n, h, w, c), "uint8", 0, 255, tuple(scale.tolist()), tuple((-shift / scale).tolist())
         )
     metadata = {"layers": layers, "notices": list(graph.notices)}
-    return emit(graph, quants, weights, narrow, value, metadata)
+    return emit(plan, value, metadata)
 
 
 def _batches(calibration: Iterable) -> tuple[list[Tensor], bool]:
@@ -169,37 +169,30 @@ def _reader(names, users) -> Callable[[Tensor], Tensor] | None:
 
 def choose_weights(graph, batches, quants, narrow, options, progress):
     """Walks the float network and its quantized form side by side, a layer at a time."""
+    weights: dict[str, Weights] = {}
+    plan = Plan(graph, quants, narrow, weights)
     exact: dict[str, list[Tensor]] = {graph.input: list(batches)}
     rough: dict[str, list[Tensor]] = {graph.input: [quants[graph.input].round(b) for b in batches]}
     last = {name: node.name for node in graph.nodes for name in node.inputs}
-    weights: dict[str, Weights] = {}
     layers = []
     for done, node in enumerate(graph.nodes):
-        wanted = [evaluate(node, *[exact[i][k] for i in node.inputs]) for k in range(len(batches))]
-        inputs = [rough[i] for i in node.inputs]
-        if node.inputs and node.op in ("conv2d", "linear", "function", "mul"):
-            for i, name in enumerate(node.inputs):
-                if name in narrow and not (i == 1 and node.op in ("conv2d", "linear")):
-                    inputs[i] = [narrow[name].round(x) for x in inputs[i]]
-        quant = quants[node.name]
-        if node.op in ("conv2d", "linear"):
-            weights[node.name] = w = round_weights(node, [exact[i] for i in node.inputs], inputs, options)
-            real = w.real()
-            got = []
-            for k in range(len(batches)):
-                y = contraction(node, inputs[0][k], real, w.bias.float())
-                got.append(y + inputs[1][k] if len(inputs) > 1 else y)
-        else:
-            got = [evaluate(node, *[i[k] for i in inputs]) for k in range(len(batches))]
-        if node.op not in MOVES:
-            got = [quant.round(y, node.low, node.high) for y in got]
+        wanted, inputs = [], []
+        for k in range(len(batches)):
+            wanted.append(evaluate(node, *[exact[i][k] for i in node.inputs]))
+            inputs.append([rough[i][k] for i in node.inputs])
+        if node.op in CONTRACTIONS:
+            read = [plan.read(node, x) for x in inputs]
+            weights[node.name] = round_weights(
+                node, [[exact[i][k] for i in node.inputs] for k in range(len(batches))], read, options
+            )
+        got = [plan.step(node, x) for x in inputs]
         layers.append({"name": node.name, "sqnr_db": sqnr_db(wanted, got)})
         exact[node.name], rough[node.name] = wanted, got
         for name in set(node.inputs):
             if last[name] == node.name:
                 del exact[name], rough[name]
         progress(done + 1, len(graph.nodes))
-    return weights, layers
+    return plan, layers
 
 
 def sqnr_db(wanted: list[Tensor], got: list[Tensor]) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intq.emit import Weights
 from intq.floatgraph import FloatNode, contraction
+from intq.plan import Weights
 
 LIMIT = 127
 
@@ -20,12 +20,12 @@ def round_weights(node: FloatNode, exact, rough, options) -> Weights:
     result = Weights(q.reshape(weight.shape).to(torch.int8), scale, bias)
     if options.bias_correction:
         real, n, total = result.real(), 0, 0
-        for k in range(len(exact[0])):
-            a = contraction(node, exact[0][k], node.parameters["weight"], None)
-            b = contraction(node, rough[0][k], real, None)
+        for k in range(len(exact)):
+            a = contraction(node, exact[k][0], node.parameters["weight"], None)
+            b = contraction(node, rough[k][0], real, None)
             d = (a - b).double()
-            if len(exact) > 1:
-                d = d + (exact[1][k] - rough[1][k])
+            if len(exact[k]) > 1:
+                d = d + (exact[k][1] - rough[k][1])
             d = d.transpose(0, 1).flatten(1) if node.op == "conv2d" else d.flatten(0, -2).T
             total = total + d.sum(1)
             n += d.shape[1]

@@ -1,0 +1,104 @@
+"""What quantization decides, before integers are written: the meaning of every value and the weights of every layer.
+
+A plan can be run in float arithmetic that rounds where the integer network rounds (:meth:`Plan.values`): fast, and off
+by a rounding tie here and there. It is how decisions are compared; what runs in the end is the integer graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate
+from intq.value import DTYPE_RANGE
+
+MOVES = frozenset({"concat", "max_pool2d", "reshape", "permute", "slice", "pad"})  # these keep their inputs' scale
+CONTRACTIONS = frozenset({"conv2d", "linear"})
+
+
+@dataclass(frozen=True)
+class Quant:
+    """What the integers ``q`` of a value mean: ``scale * (q - zero_point)``."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def limits(self, low: float, high: float) -> tuple[int, int]:
+        """The integers nearest to two real limits (infinite: the dtype's own)."""
+        least, most = DTYPE_RANGE[self.dtype]
+        at = [
+            default if math.isinf(v) else min(max(round(v / self.scale) + self.zero_point, least), most)
+            for v, default in ((low, least), (high, most))
+        ]
+        return at[0], at[1]
+
+    def round(self, x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        """The nearest real value that an integer within the limits stands for (halves up)."""
+        least, most = self.limits(low, high)
+        q = torch.floor(x / self.scale + (self.zero_point + 0.5)).clamp_(least, most)
+        return q.sub_(self.zero_point).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A contraction's weights ``scale[o] * q[o, ...]`` (int8, torch's layout) and its real bias."""
+
+    q: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def real(self) -> Tensor:
+        return self.q.float() * self.scale.float().reshape(-1, *[1] * (self.q.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``quants``: of every value. ``narrow``: 8 bits for a wider value, where a reader takes 8 bits alone."""
+
+    graph: FloatGraph
+    quants: Mapping[str, Quant]
+    narrow: Mapping[str, Quant]
+    weights: Mapping[str, Weights]
+
+    def eight_bits(self, name: str) -> Quant:
+        return self.narrow.get(name, self.quants[name])
+
+    def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Every value of the quantized network as real numbers, the input first."""
+        last = {name: node.name for node in self.graph.nodes for name in node.inputs}
+        values = {self.graph.input: self.quants[self.graph.input].round(x)}
+        yield self.graph.input, values[self.graph.input]
+        for node in self.graph.nodes:
+            result = self.step(node, [values[name] for name in node.inputs])
+            for name in set(node.inputs):
+                if last[name] == node.name:
+                    del values[name]
+            values[node.name] = result
+            yield node.name, result
+
+    def run(self, x: Tensor) -> Tensor:
+        return dict(self.values(x))[self.graph.output]
+
+    def step(self, node: FloatNode, inputs: list[Tensor]) -> Tensor:
+        """One node on real numbers that integers stand for."""
+        inputs = self.read(node, inputs)
+        if node.op in CONTRACTIONS:
+            weights = self.weights[node.name]
+            result = contraction(node, inputs[0], weights.real(), weights.bias.float())
+            result = result + inputs[1] if len(inputs) > 1 else result
+        else:
+            result = evaluate(node, *inputs)
+        return result if node.op in MOVES else self.quants[node.name].round(result, node.low, node.high)
+
+    def read(self, node: FloatNode, inputs: list[Tensor]) -> list[Tensor]:
+        """The inputs as the node reads them: in 8 bits, a residual and the operands of a sum excepted."""
+        takes_eight = {"conv2d": 1, "linear": 1, "mul": 2, "function": 1}.get(node.op, 0)
+        return [
+            self.narrow[name].round(x) if i < takes_eight and name in self.narrow else x
+            for i, (name, x) in enumerate(zip(node.inputs, inputs, strict=True))
+        ]
