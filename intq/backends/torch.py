@@ -1,7 +1,4 @@
-"""The torch backend: the reference's integers exactly, and a forward that trains.
-
-:func:`run` executes a graph on torch tensors, on any device. :class:`IntegerNetwork` computes the same integers and
-back-propagates the gradient of the real function that they round (straight-through): the foundation of fine-tuning.
+"""The torch backend: the reference's integers exactly, on any device. (:mod:`intq.backends.straight_through` trains.)
 
 Sums of products run as float32 convolutions and matrix products. A float32 product of an 8-bit value and a weight is
 an integer, and float32 adds integers exactly, in any order, while every partial sum stays within 2**24. So the input
@@ -167,21 +164,21 @@ def _max2d(x: Tensor, node: Node, constants: Tensors) -> Tensor:
     return F.max_pool2d(x, a["kernel"], a["stride"]).permute(0, 2, 3, 1)
 
 
-_CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
-_WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
+CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
+WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
 
 
-def _operands(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The operands of a node's body, holding integers; sums of products in ``dtype`` (an integer type, or float64)."""
     loop, (x, *further) = OPS[node.op].loop, inputs
-    if loop in _CONTRACTIONS:
-        x = _CONTRACTIONS[loop](x, runs, node, constants, dtype)
-    elif loop in _WINDOWS:
-        x = _WINDOWS[loop](x, node, constants)
+    if loop in CONTRACTIONS:
+        x = CONTRACTIONS[loop](x, runs, node, constants, dtype)
+    elif loop in WINDOWS:
+        x = WINDOWS[loop](x, node, constants)
     return (x, *further)
 
 
-def _exact(node: Node, operands, constants: Tensors) -> Tensor:
+def exact_result(node: Node, operands, constants: Tensors) -> Tensor:
     """The node's integers: its body on int32 operands (moves: as they are)."""
     op = OPS[node.op]
     if op.loop != "move":
@@ -189,7 +186,7 @@ def _exact(node: Node, operands, constants: Tensors) -> Tensor:
     return op.body(TorchDialect, operands, constants, node.attrs)
 
 
-def _tensors(constants) -> Tensors:
+def tensors_of(constants) -> Tensors:
     return {name: torch.from_numpy(np.array(array)) for name, array in constants.items()}
 
 
@@ -210,8 +207,8 @@ def prepare(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., t
     """
     steps, values = [], graph.values
     for node in graph.nodes:
-        constants, runs = {k: v.to(device) for k, v in _tensors(node.constants).items()}, []
-        if OPS[node.op].loop in _CONTRACTIONS:
+        constants, runs = {k: v.to(device) for k, v in tensors_of(node.constants).items()}, []
+        if OPS[node.op].loop in CONTRACTIONS:
             weight = constants.pop("weight").float()
             runs = exact_runs(weight, values[node.inputs[0]].dtype, node.attrs.get("groups", 1))
         steps.append((node, constants, runs))
@@ -229,8 +226,8 @@ def _execute(graph: Graph, steps, device, *inputs: Tensor, observe=None) -> tupl
     last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     known = {v.name: torch.as_tensor(x, device=device) for v, x in zip(graph.inputs, inputs, strict=True)}
     for i, (node, constants, runs) in enumerate(steps):
-        operands = _operands(node, [known[name] for name in node.inputs], constants, runs, torch.int32)
-        known[node.name] = _exact(node, operands, constants).to(getattr(torch, node.output.dtype)).contiguous()
+        operands = operands_of(node, [known[name] for name in node.inputs], constants, runs, torch.int32)
+        known[node.name] = exact_result(node, operands, constants).to(getattr(torch, node.output.dtype)).contiguous()
         if observe:
             observe(node.name, known[node.name])
         for name in {*node.inputs, node.name}:
