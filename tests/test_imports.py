@@ -27,6 +27,7 @@ ROOMS = (
         "intq.capture",
         "intq.simplify",
         "intq.calibrate",
+        "intq.plan",
         "intq.rounding",
         "intq.emit",
         "intq.quantize",
@@ -46,7 +47,9 @@ ONLY_IN = {
     "tvm_ffi": {"intq.kernels"},
     "PIL": {"intq.vision"},
     "transformers": {"intq.vision"},
+    "huggingface_hub": {"intq.vision"},
     "datasets": {"intq.vision"},
+    "scipy": {"intq.vision"},
     "typer": {"intq.cli"},
     "rich": {"intq.cli", "intq.console"},
 }
