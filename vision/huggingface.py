@@ -142,7 +142,7 @@ def _preprocess(folder: Path, kind: str, config: Mapping, channels: int, source:
     mean = IMAGENET["image_mean"] if kind == "resnet" and channels == 3 else [0.5] * channels
     std = IMAGENET["image_std"] if kind == "resnet" and channels == 3 else [0.5] * channels
     log.warning(
-        "%s has no preprocessor_config.json: taking the usual one of %s: shorter side %d, middle %d x %d, mean %s, std %s",
+        "%s has no preprocessor_config.json: taking the usual one of %s: side %d, middle %d x %d, mean %s, std %s",
         *(source, MODEL_TYPES[kind], min(size) * 8 // 7, *size, mean, std),
     )
     return Preprocess(min(size) * 8 // 7, size, "bicubic" if kind == "resnet" else "bilinear", tuple(mean), tuple(std))

@@ -223,6 +223,7 @@ def _saved_datasets(path: Path, split: str) -> Source | None:
 def from_datasets(name: str, split: str, saved: bool = False) -> Source:
     """A data set of the library `datasets`, by its name on the Hugging Face hub or by its folder."""
     import datasets
+    from huggingface_hub import HfApi
 
     try:
         if saved:
@@ -230,6 +231,9 @@ def from_datasets(name: str, split: str, saved: bool = False) -> Source:
             if isinstance(data, datasets.DatasetDict):
                 data = data[pick_split(list(data), split) or next(iter(data))]
         else:
+            # Offline the library would retry for half a minute before it looked into its cache.
+            if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+                HfApi().repo_info(name, repo_type="dataset", timeout=20)
             builder = datasets.load_dataset_builder(name)
             splits = list(builder.info.splits or datasets.get_dataset_split_names(name))
             data = datasets.load_dataset(name, split=pick_split(splits, split) or splits[0])
