@@ -225,20 +225,25 @@ def from_datasets(name: str, split: str, saved: bool = False) -> Source:
     import datasets
     from huggingface_hub import HfApi
 
+    local = Path(name).is_dir()
     try:
         if saved:
             data = datasets.load_from_disk(name)
             if isinstance(data, datasets.DatasetDict):
                 data = data[pick_split(list(data), split) or next(iter(data))]
         else:
-            # Offline the library would retry for half a minute before it looked into its cache.
-            if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+            # Ask the hub first: where it is out of reach the library would retry for half a minute.
+            if not (local or Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()):
                 HfApi().repo_info(name, repo_type="dataset", timeout=20)
             builder = datasets.load_dataset_builder(name)
             splits = list(builder.info.splits or datasets.get_dataset_split_names(name))
             data = datasets.load_dataset(name, split=pick_split(splits, split) or splits[0])
     except Exception as error:  # the library raises its own, its HTTP client's and the system's errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if local:
+            raise IntqError(
+                f"{name} looks like a data set of the library datasets but does not load ({reason})"
+            ) from error
         raise IntqError(
             f"{name} is no file or folder here and could not be loaded as a data set of the Hugging Face hub: check "
             f"the name and the connection, or give a local folder ({reason})"
