@@ -25,6 +25,7 @@ from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, Value
 
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
+CACHED_ELEMENTS = 2**15  # of int64, per thread: a body's few temporaries of them stay in a core's second-level cache
 
 Tensors = dict[str, Tensor]
 
@@ -100,6 +101,9 @@ def exact_runs(weight: Tensor, dtype: str, groups: int = 1) -> list[Run]:
 
 
 def _summed(runs: list[Run], dtype: torch.dtype, multiply: Callable[[Run], Tensor]) -> Tensor:
+    """The sum over all runs: in ``dtype``, or of a single run as it is."""
+    if len(runs) == 1:
+        return multiply(runs[0])
     total = multiply(runs[0]).to(dtype)
     for run_ in runs[1:]:
         total = total + multiply(run_).to(dtype)
@@ -169,7 +173,7 @@ WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
 
 
 def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The operands of a node's body, holding integers; sums of products in ``dtype`` (an integer type, or float64)."""
+    """The operands of a node's body, integers in any type; a contraction's runs are added up in ``dtype``."""
     loop, (x, *further) = OPS[node.op].loop, inputs
     if loop in CONTRACTIONS:
         x = CONTRACTIONS[loop](x, runs, node, constants, dtype)
@@ -179,11 +183,21 @@ def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: 
 
 
 def exact_result(node: Node, operands, constants: Tensors) -> Tensor:
-    """The node's integers: its body on int32 operands (moves: as they are)."""
-    op = OPS[node.op]
-    if op.loop != "move":
-        operands = tuple(x.to(torch.int32) for x in operands)
-    return op.body(TorchDialect, operands, constants, node.attrs)
+    """The node's integers in its dtype: its body on int64 operands (what is proven to fit int32 does not change)."""
+    op, dtype = OPS[node.op], getattr(torch, node.output.dtype)
+
+    def body(*operands: Tensor) -> Tensor:
+        return op.body(TorchDialect, tuple(x.to(torch.int64) for x in operands), constants, node.attrs).to(dtype)
+
+    if op.loop == "move":
+        return op.body(TorchDialect, operands, constants, node.attrs)
+    if op.loop not in CONTRACTIONS or operands[0].device.type != "cpu":
+        return body(*operands)
+    # A contraction's constants are per channel: rows of channels go by in blocks that stay in the cache.
+    channels = operands[0].shape[-1]
+    step = -(-CACHED_ELEMENTS * torch.get_num_threads() // channels)
+    blocks = zip(*(x.reshape(-1, channels).split(step) for x in operands), strict=True)
+    return torch.cat([body(*block) for block in blocks]).reshape(operands[0].shape)
 
 
 def tensors_of(constants) -> Tensors:
@@ -226,8 +240,8 @@ def _execute(graph: Graph, steps, device, *inputs: Tensor, observe=None) -> tupl
     last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     known = {v.name: torch.as_tensor(x, device=device) for v, x in zip(graph.inputs, inputs, strict=True)}
     for i, (node, constants, runs) in enumerate(steps):
-        operands = operands_of(node, [known[name] for name in node.inputs], constants, runs, torch.int32)
-        known[node.name] = exact_result(node, operands, constants).to(getattr(torch, node.output.dtype)).contiguous()
+        operands = operands_of(node, [known[name] for name in node.inputs], constants, runs, torch.int64)
+        known[node.name] = exact_result(node, operands, constants).contiguous()
         if observe:
             observe(node.name, known[node.name])
         for name in {*node.inputs, node.name}:
