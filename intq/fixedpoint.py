@@ -62,7 +62,7 @@ def dyadic_terms(reals: list[np.ndarray | float]) -> tuple[list[np.ndarray], np.
     largest = np.max(np.abs(arrays), axis=0)
     if not np.all(np.isfinite(largest)):
         raise IntqError("a rescale multiplier is not finite; expected finite positive scales, check the value ranges")
-    if np.any(largest >= 2.0**30):
+    if np.any(largest >= 2.0**30 - 0.25):  # which the shortest shift, 1, would round to 2**31
         raise IntqError(
             f"a rescale multiplier is {largest.max():.3g}, expected less than 2**30; widen the output range"
         )
@@ -81,6 +81,9 @@ def offset_of(real: np.ndarray | float, shift: np.ndarray, zero_point: int) -> n
     Raises IntqError when the result leaves int64.
     """
     real, shift = np.broadcast_arrays(np.asarray(real, dtype=np.float64), np.asarray(shift))
+    zero_point = int(zero_point)
+    if not np.all(np.abs(real) < 2.0**62):  # nor NaN
+        raise IntqError("a bias is not finite or far too large for the output scale; check the weights and the ranges")
     # Python integers: real * 2**shift may need more than a float's 53 bits, and the sum may leave int64.
     exact = [
         round(math.ldexp(r, int(s))) + (zero_point << int(s)) + (1 << (int(s) - 1))
@@ -101,11 +104,14 @@ def isqrt(L, n):
 
 
 def reciprocal(L, d, bits: int):
-    """floor(2**bits / d) exactly, 1 <= d < 2**31, bits <= 61, by restoring division (no division instruction)."""
-    quotient, rest = d * 0, d * 0 + (1 << bits)
-    for bit in range(bits, -1, -1):
-        # d << bit may leave int64; comparing d with rest >> bit asks the same question.
-        fits = L.shift_right(rest, bit) >= d
-        quotient = L.where(fits, quotient + (1 << bit), quotient)
-        rest = L.where(fits, rest - d * (1 << bit), rest)
+    """floor(2**bits / d) exactly, 1 <= d < 2**31, bits <= 61, by restoring division (no division instruction).
+
+    The rest stays below 2 * d, so nothing overflows on the way, not even in lanes that are not chosen.
+    """
+    quotient, rest = d * 0, d * 0 + 1
+    for _ in range(bits + 1):
+        fits = rest >= d
+        quotient = L.where(fits, quotient + quotient + 1, quotient + quotient)
+        rest = L.where(fits, rest - d, rest)
+        rest = rest + rest
     return quotient
