@@ -74,7 +74,9 @@ def _infer(op: str, name: str, inputs, attrs, constants, dtype: str) -> tuple[tu
     operation = OPS[op]
     try:
         _check_parts(operation, attrs, constants)
-        return operation.shape(inputs, attrs, constants), bounds(op, inputs, attrs, constants, dtype)
+        shape = operation.shape(inputs, attrs, constants)
+        _check_broadcast(constants, shape)
+        return shape, bounds(op, inputs, attrs, constants, dtype)
     except (IntqError, UnprovenError) as error:
         raise type(error)(f"{name} ({op}): {error}") from None
     except (KeyError, TypeError, ValueError, IndexError) as error:  # attributes of the wrong kind, from an edited file
@@ -97,6 +99,15 @@ def _check_parts(operation, attrs, constants) -> None:
             raise IntqError(f"shifts must lie in [{MIN_SHIFT}, {MAX_SHIFT}], got [{shift.min()}, {shift.max()}]")
     if "low" in attrs and attrs["low"] > attrs["high"]:
         raise IntqError(f"low must not exceed high, got [{attrs['low']}, {attrs['high']}]")
+
+
+def _check_broadcast(constants, shape: tuple) -> None:
+    """The constants of a rescale apply to every sample alike, and do not stretch the output."""
+    for key in ("multiplier", "multiplier_a", "multiplier_b", "offset", "shift"):
+        found = constants[key].shape if key in constants else ()
+        fits = len(found) < len(shape) and all(f in (1, s) for f, s in zip(found[::-1], shape[::-1], strict=False))
+        if not fits:
+            raise IntqError(f"constant {key} of shape {found} does not broadcast against the output's {shape}")
 
 
 @dataclass(frozen=True)

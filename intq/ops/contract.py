@@ -23,7 +23,11 @@ def _epilogue(L, operands, constants: Constants, attrs: Attrs):
     return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
 
 
-def _check_residual(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
+def _check_epilogue(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
+    for key in ("multiplier", "offset", "shift", "residual_multiplier"):
+        if key in constants:
+            found = constants[key].shape
+            expect(found == shape[-1:], f"constant {key} must hold one value per output channel, got shape {found}")
     expect(len(inputs) <= 2, f"takes an input and at most one residual, got {len(inputs)} inputs")
     has = "residual_multiplier" in constants
     expect(has == (len(inputs) == 2), "a residual input and the constant residual_multiplier go together")
@@ -41,7 +45,7 @@ def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(constants["pad_value"].shape == (x.shape[3],), "pad_value must hold one value per input channel")
     h, w = window_shape(x.shape[1:3], (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"])
     shape = (x.shape[0], h, w, co)
-    _check_residual(inputs, constants, shape)
+    _check_epilogue(inputs, constants, shape)
     return shape
 
 
@@ -50,7 +54,7 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(weight.ndim == 2, f"expects a (co, k) weight, got shape {weight.shape}")
     expect(x.shape[-1] == weight.shape[1], f"expects a last axis of {weight.shape[1]}, got {x.shape}")
     shape = (*x.shape[:-1], weight.shape[0])
-    _check_residual(inputs, constants, shape)
+    _check_epilogue(inputs, constants, shape)
     return shape
 
 

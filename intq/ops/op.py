@@ -64,6 +64,9 @@ def expect(condition: bool, message: str) -> None:
 def window_shape(size: tuple, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
     """(h, w) of the output of a window moved over a padded (h, w) image; padding is (top, left, bottom, right)."""
     top, left, bottom, right = padding
+    expect(min(padding) >= 0, f"padding must not be negative, got {tuple(padding)}")
+    positive = min(*kernel, *stride, *dilation) >= 1
+    expect(positive, f"kernel, stride and dilation must be positive, got {kernel}, {stride} and {dilation}")
     out = []
     for length, k, s, d, pad in zip(size, kernel, stride, dilation, (top + bottom, left + right), strict=True):
         expect(k >= 1 and s >= 1 and d >= 1 and pad >= 0, f"kernel {k}, stride {s}, dilation {d} must be 1 or more")
