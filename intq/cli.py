@@ -1,20 +1,19 @@
 """The command line: one function a command. Answers go to standard output, everything else to standard error."""
 
 import functools
-import inspect
 import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
 
 import intq
-from intq import artifact, domains
-from intq.console import err, out, print_json, stdout_to_stderr, step
+from intq import artifact, console, domains, show
+from intq.bench import bench as measure
+from intq.console import Answer, step
 from intq.errors import IntqError
 
 app = typer.Typer(
@@ -26,56 +25,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else there.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, made-up data, the choice of samples.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output folder if it is an artifact.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder written by `intq quantize`.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command found: the documented JSON value, and the same for people."""
-
-    value: Any
-    human: tuple = ()
-    failed: bool = False  # the command found what it looks for: exit code 1
-
-
-def command(name: str) -> Callable:
-    """Register a function that returns an Answer as a command with a --json switch.
-
-    A user's mistake becomes one sentence and exit code 2; what a library prints goes to standard error.
-    """
-
-    def register(function: Callable[..., Answer]) -> Callable:
-        @functools.wraps(function)
-        def run(*args: Any, json: bool, **kwargs: Any) -> None:
-            try:
-                with stdout_to_stderr():
-                    answer = function(*args, **kwargs)
-            except (IntqError, OSError) as error:
-                if isinstance(error, OSError):
-                    if error.filename is None:
-                        raise
-                    error = f"{error.filename}: {error.strerror}"
-                err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-                raise typer.Exit(2) from None
-            if json:
-                print_json(answer.value)
-            else:
-                out.print(*answer.human, sep="\n")
-            if answer.failed:
-                raise typer.Exit(1)
-
-        switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
-        signature = inspect.signature(function)
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), switch])
-        run.__annotations__ = function.__annotations__ | {"json": Json}
-        return app.command(name, no_args_is_help=True)(run)
-
-    return register
+command = functools.partial(console.command, app)
 
 
 def main() -> None:
@@ -85,7 +41,7 @@ def main() -> None:
 
 def print_version(value: bool) -> None:
     if value:
-        out.print(f"intq {intq.__version__}")
+        console.out.print(f"intq {intq.__version__}")
         raise typer.Exit
 
 
@@ -125,7 +81,7 @@ Checkpoint = Annotated[
 @command("quantize")
 def quantize(
     source: Checkpoint,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
+    output: Output,
     data: Annotated[
         Path | None,
         typer.Option(metavar="PHOTOS", help="Images like those the network will see; labels are not needed."),
@@ -153,24 +109,13 @@ def quantize(
         raise IntqError("--random makes up its own data: leave out --data, or give a checkpoint and leave out --random")
     if not random and data is None:
         raise IntqError("no calibration data: give --data a folder with some images like those the network will see")
-    domain = domains.of_architecture(source) if random else domains.of_checkpoint(source)
-    with step(f"Loading {source}"):
-        checkpoint = domain.random(source, seed) if random else domain.load(source)
-    with step(f"Quantizing {checkpoint.name}") as advance:
-        graph = domain.quantize(
-            checkpoint,
-            data,
-            samples=min(samples, RANDOM_SAMPLES) if random else samples,
-            seed=seed,
-            method=method,
-            progress=lambda stage, done, total: advance(done, total, stage),
-        )
+    graph = integer_network(source, data, seed=seed, samples=samples, method=method)
     artifact.save(graph, output, overwrite=force)
     proof = graph.verify()
     size = folder_bytes(output)
     value = {
         "artifact": str(output),
-        "model": checkpoint.name,
+        "model": graph.metadata["model"],
         "nodes": len(graph.nodes),
         "parameters": sum(node.constants["weight"].size for node in graph.nodes if "weight" in node.constants),
         "bytes": size,
@@ -179,7 +124,7 @@ def quantize(
     return Answer(
         value,
         (
-            f"[b]{checkpoint.name}[/] now computes with integers alone: {len(graph.nodes)} nodes, {size / 1e6:.1f} MB.",
+            f"[b]{value['model']}[/] now computes with integers alone: {len(graph.nodes)} nodes, {size / 1e6:.1f} MB.",
             f"No sum can overflow: the widest needs {proof.widest_bits} of 32 bits, in {proof.node}.",
             f"[dim]Next: intq run {output} IMAGE | intq verify {output} | intq bench {output}[/]",
         ),
@@ -231,6 +176,55 @@ def evaluate(
     return Answer(value, (f"{metadata['model']} on {value['examples']} examples: {scores}",))
 
 
+@command("compile")
+def compile_(
+    folder: Folder,
+    target: Annotated[
+        str, typer.Option(help="[b]cpu[/], which is this machine, or any CPU as a TVM target.", metavar="TARGET")
+    ] = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Write a copy of the artifact with the library.", show_default="DIR"
+        ),
+    ] = None,
+    force: Force = False,
+) -> Answer:
+    """Compile an artifact into one library beside it, which the other commands and intq.compile then load at once.
+    (They compile for this machine by themselves when there is none.)
+
+    [b]Examples[/]
+
+      intq compile resnet50-int8
+      intq compile resnet50-int8 --target "llvm -mcpu=icelake-server" -o resnet50-icelake
+      intq compile resnet50-int8 --target "llvm -mtriple=aarch64-linux-gnu" -o resnet50-arm
+
+    [dim]JSON: {"artifact", "target", "instruction_set", "kernels", "bytes"}[/]
+    """
+    graph = artifact.load(folder)
+    if output:
+        check_output(output, force)
+    with step(f"Compiling {folder}"):
+        library = import_module("intq.kernels.lower").build(graph, target)
+        name = import_module("intq.kernels.runtime").LIBRARY
+        if output:
+            with artifact.new_folder(output, overwrite=force) as new:
+                artifact.write(graph, new)
+                library.save(new / name)
+        else:
+            library.save(folder / name)
+    size = ((output or folder) / name).stat().st_size
+    value = {
+        "artifact": str(output or folder),
+        "target": target,
+        "instruction_set": library.instruction_set,
+        "kernels": len({kernel for kernel in library.kernels.values() if kernel}),
+        "bytes": size,
+    }
+    what = f"[b]{value['kernels']}[/] kernels for {library.instruction_set}, {size / 1e6:.1f} MB"
+    return Answer(value, (f"{what}: {(output or folder) / name}",))
+
+
 @command("run")
 def run(
     folder: Folder,
@@ -255,15 +249,7 @@ def run(
         {"input": str(file), "top": domain.answer(network(array)[0], metadata, top)}
         for file, array in zip(files, inputs, strict=True)
     ]
-    table = Table(box=None, header_style="dim")
-    table.add_column("input")
-    table.add_column("label", style="bold")
-    table.add_column("score", justify="right")
-    for item in value:
-        for rank, row in enumerate(item["top"]):
-            name = "" if rank else Path(item["input"]).name
-            table.add_row(escape(name), escape(row["label"]), str(row["score"]), style=None if rank == 0 else "dim")
-    return Answer(value, (table,))
+    return Answer(value, (show.labels(value),))
 
 
 @command("verify")
@@ -284,34 +270,58 @@ def verify(folder: Folder, seed: Seed = 0, threads: Threads = None) -> Answer:
     network = compiled(folder, threads)
     with step(f"Verifying {folder}") as advance:
         value = intq.verify(graph, network=network, seed=seed, progress=advance)
-    return Answer(value, verdict(value), failed=bool(value["float_instructions"] or sum(value["mismatches"].values())))
+    return Answer(
+        value, show.verdict(value), failed=bool(value["float_instructions"] or sum(value["mismatches"].values()))
+    )
 
 
-def verdict(value: dict[str, Any]) -> tuple:
-    """`intq verify` for people."""
-    table = Table(box=None, show_header=False)
-    for backend, count in value["mismatches"].items():
-        compared = f"{value['compared'][backend]:,} values compared with the reference"
-        table.add_row(mark(count == 0), backend, f"{count:,} mismatches", f"[dim]{compared}[/]")
-    count = value["float_instructions"]
-    kernels = f"{len(value['kernels'])} kernels, {value['instruction_set']}"
-    table.add_row(mark(count == 0), "float audit", f"{count:,} floating-point instructions", f"[dim]{kernels}[/]")
-    proof = value["overflow"]
-    widest = f"widest: {proof['widest_bits']} of 32 bits"
-    table.add_row(mark(proof["proven"]), "overflow", "impossible, proven", f"[dim]{widest}, {proof['node']}[/]")
-    human = [table]
-    if value["first_mismatch"]:
-        human.append(f"[red]First mismatch:[/] {escape(str(value['first_mismatch']))}")
-    if value["layers"]:
-        worst = Table("layer", Column("SQNR", justify="right"), box=None, header_style="dim")
-        for layer in value["layers"][:5]:
-            worst.add_row(escape(layer["name"]), f"{layer['sqnr_db']:.1f} dB")
-        human += ["\nThe layers that cost most accuracy, of " + str(len(value["layers"])) + ":", worst]
-    return tuple(human)
+@command("bench")
+def bench(
+    network: Annotated[
+        str, typer.Argument(metavar="DIR|NAME", help="An artifact, or an architecture to take with random weights.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")] = 3.0,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> Answer:
+    """Measure time and memory in a process of its own, and what each layer reaches of the core's peak.
+
+    [b]Examples[/]
+
+      intq bench resnet50-int8 --threads 2
+      intq bench mobilenet_v2 --json
+
+    [dim]JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms", "instruction_set",
+    "peak_gops", "layers": [{"name", "op", "ms", "gops", "peak_share"}]}[/]
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(network)
+        if not folder.exists() and network in domains.architectures():
+            folder = Path(temporary, network)
+            artifact.save(integer_network(network, None, seed=seed), folder)
+        artifact.load(folder)
+        compiled(folder, threads)
+        with step(f"Timing {network}"):
+            value = measure(folder, threads, batch, seconds)
+    return Answer(value, show.timing(value))
 
 
-def mark(ok: bool) -> str:
-    return "[green]✓[/]" if ok else "[red]✗[/]"
+def integer_network(source: str, data: Path | None, *, seed: int, samples: int = RANDOM_SAMPLES, method: str = "mse"):
+    """The graph of a checkpoint calibrated on `data`, or where that is None of an architecture with random weights."""
+    domain = domains.of_architecture(source) if data is None else domains.of_checkpoint(source)
+    with step(f"Loading {source}"):
+        checkpoint = domain.random(source, seed) if data is None else domain.load(source)
+    samples = min(samples, RANDOM_SAMPLES) if data is None else samples
+    with step(f"Quantizing {checkpoint.name}") as advance:
+        return domain.quantize(
+            checkpoint,
+            data,
+            samples=samples,
+            seed=seed,
+            method=method,
+            progress=lambda stage, done, total: advance(done, total, stage),
+        )
 
 
 def check_output(folder: Path, force: bool) -> None:

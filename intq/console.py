@@ -1,14 +1,21 @@
-"""The terminal: progress on standard error, silent where that is no terminal, and one JSON value on standard output."""
+"""The terminal: progress on standard error, silent where that is no terminal; answers on standard output."""
 
+import functools
+import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from intq.errors import IntqError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -50,3 +57,50 @@ def stdout_to_stderr() -> Iterator[None]:
 def print_json(value: Any) -> None:
     """The command's one JSON value. NaN and infinity are not JSON: they are an error here, not in the reader."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else there.")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: the documented JSON value, and the same for people."""
+
+    value: Any
+    human: tuple = ()
+    failed: bool = False  # the command found what it looks for: exit code 1
+
+
+def command(app: typer.Typer, name: str) -> Callable:
+    """Register a function that returns an Answer as a command with a --json switch.
+
+    A user's mistake becomes one sentence and exit code 2; what a library prints goes to standard error.
+    """
+
+    def register(function: Callable[..., Answer]) -> Callable:
+        @functools.wraps(function)
+        def run(*args: Any, json: bool, **kwargs: Any) -> None:
+            try:
+                with stdout_to_stderr():
+                    answer = function(*args, **kwargs)
+            except (IntqError, OSError) as error:
+                if isinstance(error, OSError):
+                    if error.filename is None:
+                        raise
+                    error = f"{error.filename}: {error.strerror}"
+                err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+                raise typer.Exit(2) from None
+            if json:
+                print_json(answer.value)
+            else:
+                out.print(*answer.human, sep="\n")
+            if answer.failed:
+                raise typer.Exit(1)
+
+        switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+        signature = inspect.signature(function)
+        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), switch])
+        run.__annotations__ = function.__annotations__ | {"json": Json}
+        return app.command(name, no_args_is_help=True)(run)
+
+    return register

@@ -27,13 +27,14 @@ ROOMS = (
         "intq.capture",
         "intq.simplify",
         "intq.calibrate",
+        "intq.equalize",
         "intq.plan",
         "intq.rounding",
         "intq.emit",
         "intq.quantize",
     },
     {"intq.verification", "intq.bench", "intq.domains"},
-    {"intq.console", "intq.cli", "intq.__main__"},
+    {"intq.console", "intq.show", "intq.cli", "intq.__main__"},
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
@@ -50,8 +51,8 @@ ONLY_IN = {
     "huggingface_hub": {"intq.vision"},
     "datasets": {"intq.vision"},
     "scipy": {"intq.vision"},
-    "typer": {"intq.cli"},
-    "rich": {"intq.cli", "intq.console"},
+    "typer": {"intq.cli", "intq.console"},
+    "rich": {"intq.cli", "intq.console", "intq.show"},
 }
 ANYWHERE = {"numpy", "safetensors"}
 # Methods that reach a room below by name, on call: Graph.save writes an artifact.

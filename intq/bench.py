@@ -1,0 +1,132 @@
+"""How fast a compiled network is, how much memory it takes, and what each layer reaches of the core's peak.
+
+The network is measured in a process of its own that only loads and runs it, as where it is deployed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import intq
+from intq.errors import IntqError
+from intq.graph import Node
+from intq.value import bind_shape
+
+ROUNDS = 8  # turns of layers and peak
+PASSES = 5  # through the layers, in each turn
+
+
+def bench(folder: str | Path, threads: int | None = None, batch: int = 1, seconds: float = 3.0) -> dict[str, Any]:
+    """Time a compiled artifact on random input.
+
+    The result is JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
+    "instruction_set", "peak_gops", "layers": [{"name", "op", "ms", "gops", "peak_share"}]}. A layer's time is its
+    minimum; gops (10**9 multiplications and additions a second) and peak_share are null for what multiplies nothing.
+    peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with the layers.
+
+    Raises IntqError when the artifact is damaged, or the library cannot run here.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    package = str(Path(intq.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "intq.bench", str(folder), str(threads), str(batch), str(seconds)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    if run.returncode:
+        raise IntqError(f"the process that measures {folder} ended with code {run.returncode}: its message is above")
+    return json.loads(run.stdout)
+
+
+def measure(folder: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
+    """What `bench` returns, of this process."""
+    start = time.perf_counter()
+    network = intq.compile(folder, threads=threads)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    rng = np.random.default_rng(0)
+    inputs = [
+        rng.integers(v.low, v.high, bind_shape(v.shape, {v.shape[0]: batch}), v.dtype, endpoint=True)
+        for v in network.inputs
+    ]
+    times = timed(lambda: network(*inputs), seconds)
+    memory = peak_memory_mb()
+    graph = intq.load(folder)
+    layers, peak = layer_times(network, inputs, threads)
+    return {
+        "model": graph.metadata.get("model", Path(folder).name),
+        "threads": threads,
+        "batch": batch,
+        "min_ms": 1e3 * min(times),
+        "median_ms": 1e3 * statistics.median(times),
+        "peak_memory_mb": memory,
+        "load_ms": load_ms,
+        "instruction_set": network.instruction_set,
+        "peak_gops": peak / 1e9,
+        "layers": [_layer(node, layers[node.name], 2 * batch * multiplications(node), peak) for node in graph.nodes],
+    }
+
+
+def timed(function: Callable[[], Any], seconds: float, warm: int = 3, least: int = 10) -> list[float]:
+    """The seconds of each call, of as many as fit, at least `least`."""
+    for _ in range(warm):
+        function()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def layer_times(network, inputs, threads: int) -> tuple[dict[str, float], float]:
+    """The least seconds of each node, and the most operations a second of the core's own loop, taken in turn."""
+    peak_of = import_module("intq.kernels.peak").peak
+    peak, best = 0.0, {}
+    for _ in range(ROUNDS):
+        peak = max(peak, peak_of(network.instruction_set, threads))
+        for name, seconds in network.time_layers(*inputs, repeats=PASSES).items():
+            best[name] = min(seconds, best.get(name, math.inf))
+    return best, peak
+
+
+def _layer(node: Node, seconds: float, operations: int, peak: float) -> dict[str, Any]:
+    rate = operations / seconds if operations and seconds else None
+    return {
+        "name": node.name,
+        "op": node.op,
+        "ms": 1e3 * seconds,
+        "gops": rate and rate / 1e9,
+        "peak_share": rate and rate / peak,
+    }
+
+
+def multiplications(node: Node) -> int:
+    """Of one input: a contraction's outputs times the products that each sums up; 0 for other operations."""
+    if "weight" not in node.constants:
+        return 0
+    outputs = math.prod(size for size in node.output.shape if isinstance(size, int))
+    return outputs * math.prod(node.constants["weight"].shape[1:])
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has had resident, in MB (10**6 bytes).
+
+    VmHWM rather than ru_maxrss, which starts from what the parent had before exec.
+    """
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 / 1e6 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    folder, threads, batch, seconds = sys.argv[1:]
+    print(json.dumps(measure(folder, int(threads), int(batch), float(seconds))))
