@@ -25,8 +25,8 @@ class Interval:
     __array_ufunc__ = None  # array + Interval is Interval.__radd__, not an array of Intervals
 
     def __post_init__(self) -> None:
-        for side in ("low", "high"):  # NumPy turns 0-d object arrays into plain integers
-            object.__setattr__(self, side, np.asarray(getattr(self, side), dtype=object))
+        for side in ("low", "high"):
+            object.__setattr__(self, side, _unbounded(getattr(self, side)))
         bits = self.bits
         if bits > self.width:
             raise UnprovenError(f"needs {bits} bits, has {self.width}")
@@ -38,9 +38,8 @@ class Interval:
 
     def _operate(self, other, operation) -> Interval:
         other = other if isinstance(other, Interval) else exactly(other, self.width)
-        corners = [operation(p, q) for p in (self.low, self.high) for q in (other.low, other.high)]
-        low, high = np.minimum.reduce(np.broadcast_arrays(*corners)), np.maximum.reduce(np.broadcast_arrays(*corners))
-        return Interval(low, high, max(self.width, other.width))
+        corners = [_unbounded(operation(p, q)) for p in (self.low, self.high) for q in (other.low, other.high)]
+        return Interval(np.minimum.reduce(corners), np.maximum.reduce(corners), max(self.width, other.width))
 
     def __add__(self, other) -> Interval:
         return self._operate(other, lambda p, q: p + q)
@@ -54,13 +53,17 @@ class Interval:
     __radd__, __rmul__ = __add__, __mul__
 
 
+def _unbounded(value) -> np.ndarray:
+    """An array of Python's integers. (NumPy makes scalars of 0-d arrays, and int64 of those, which wraps.)"""
+    return np.asarray(value).astype(object)
+
+
 def _magnitude(x: int) -> int:
     return int(x if x >= 0 else ~x).bit_length()
 
 
 def exactly(value, width: int = 64) -> Interval:
     """The interval that holds one known integer (elementwise)."""
-    value = np.asarray(value).astype(object)
     return Interval(value, value, width)
 
 
