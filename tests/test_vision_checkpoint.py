@@ -165,7 +165,7 @@ def test_state_dict_files(name, tmp_path):
     ("model", "size", "channels"),
     [
         (lambda: small_resnet(10), (28, 28), 1),
-        (lambda: ResNet(BasicBlock, (1, 1, 1), 100, width=8, stem=3), (32, 32), 3),
+        (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 100, width=8, stem=3), (32, 32), 3),
         (lambda: MobileNetV2(4, 0.35), (224, 224), 3),
         (lambda: architecture("small_mobilenet_v2").build(10), (28, 28), 1),
     ],
@@ -196,7 +196,7 @@ def test_broken_state_dicts(tmp_path):
     error({key: value for key, value in state.items() if "layer2.0.bn1" not in key}, "missing layer2.0.bn1.weight")
     error(state | {"head.weight": torch.zeros(2)}, r"unknown head\.weight")
     error(state | {"fc.bias": torch.zeros(9)}, r"fc\.bias has the shape \(9,\), resnet8 expects \(10,\)")
-    error(state | {"fc.weight": torch.full((10, 128), torch.nan)}, r"fc\.weight holds 1280 NaN")
+    error(state | {"fc.weight": torch.full((10, 64), torch.nan)}, r"fc\.weight holds 640 NaN")
     error(state | {"conv1.weight": torch.zeros(3)}, "shapes fit no architecture")
     error({"a.weight": torch.zeros(2)}, "not the keys of an architecture")
     error({"optimizer": {"lr": 1}}, "holds no state dict")

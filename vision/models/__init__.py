@@ -39,7 +39,7 @@ def _small(channels: int, size: int = 28) -> Preprocess:
     return Preprocess((size, size), None, "bilinear", (0.5,) * channels, (0.5,) * channels)
 
 
-# EfficientNet-Lite takes (pixel - 127) / 128, its InceptionV3 sibling (pixel - 127.5) / 127.5.
+# EfficientNet-Lite takes (pixel - 127) / 128.
 _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 ARCHITECTURES = {
@@ -81,12 +81,12 @@ def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, nn.Module, Prepro
         if found is None:
             continue
         name, model = found
-        channels = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
-        if name in ARCHITECTURES and len(ARCHITECTURES[name].preprocess.mean) == channels:
-            return name, model, ARCHITECTURES[name].preprocess
-        small = getattr(model, "maxpool", None).__class__ is nn.Identity or name.startswith("small")
-        if small:
+        stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        channels = stem.in_channels
+        if stem.stride == (1, 1) or name.startswith("small"):  # a stem that keeps the size is for small images
             return name, model, _small(channels, 32 if channels == 3 else 28)
+        if name in ARCHITECTURES and ARCHITECTURES[name].preprocess.channels == channels:
+            return name, model, ARCHITECTURES[name].preprocess
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels,) * 2
         return name, model, _imagenet(256, 224, mean, std)
     return None

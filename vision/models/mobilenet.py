@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 # (expansion, output channels, blocks, stride of the first block): table 2 of the paper.
 IMAGENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-SMALL = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 48, 2, 2), (4, 96, 1, 1))
+SMALL = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 48, 2, 1), (4, 96, 1, 1))
 
 
 class InvertedResidual(nn.Module):
@@ -41,7 +41,7 @@ class MobileNetV2(nn.Module):
     """Images (n, channels, h, w) to logits (n, classes).
 
     table: rows of (expansion, output channels, blocks, stride); width: a factor on every number of channels;
-    stem: the stride of the first convolution; features: the channels before the classifier at width <= 1.
+    features: the channels before the classifier at width <= 1.
     """
 
     def __init__(
@@ -50,12 +50,11 @@ class MobileNetV2(nn.Module):
         width: float = 1.0,
         channels: int = 3,
         table: Sequence[tuple[int, int, int, int]] = IMAGENET,
-        stem: int = 2,
         features: int = 1280,
     ):
         super().__init__()
         inputs, last = _channels(32 * width), _channels(features * max(1.0, width))
-        layers: list[nn.Module] = [_conv_bn_relu6(channels, inputs, 3, stem)]
+        layers: list[nn.Module] = [_conv_bn_relu6(channels, inputs, 3, 2)]
         for expansion, row_channels, blocks, stride in table:
             outputs = _channels(row_channels * width)
             for index in range(blocks):
@@ -82,8 +81,8 @@ def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> MobileNetV2:
 
 
 def small_mobilenet_v2(classes: int = 10, channels: int = 1) -> MobileNetV2:
-    """Six blocks behind a stem of stride 1, for images of 28 x 28 or 32 x 32."""
-    return MobileNetV2(classes, 1.0, channels, SMALL, stem=1, features=256)
+    """Six blocks at 14 x 14 and 7 x 7, for images of 28 x 28 (or 32 x 32)."""
+    return MobileNetV2(classes, 1.0, channels, SMALL, features=256)
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, MobileNetV2] | None:

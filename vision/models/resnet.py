@@ -126,7 +126,7 @@ def resnet101(classes: int = 1000) -> ResNet:
 
 def small_resnet(classes: int = 10, channels: int = 1) -> ResNet:
     """One basic block a stage, for images of 28 x 28 or 32 x 32."""
-    return ResNet(BasicBlock, (1, 1, 1), classes, channels, width=32, stem=3)
+    return ResNet(BasicBlock, (1, 1, 1), classes, channels, width=16, stem=3)
 
 
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, ResNet] | None:
