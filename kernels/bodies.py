@@ -1,0 +1,157 @@
+"""The TVM dialect: runs an operation's body on vectors of channels, as TIR expressions.
+
+A run of channels is held as a few vector registers, the ``parts``. On x86 a run of 64, 32 or 16 channels is a *quad*:
+four int32 vectors whose lanes are in the order in which byte unpack and pack instructions work, so that neither costs
+a permutation (see :mod:`intq.kernels.cpu.lanes`). A 64-bit vector of a quad is the *pair* (even lanes, odd lanes) of
+its 32-bit one: ``vpmuldq`` multiplies exactly those, with no conversion. Elsewhere a run is one vector in natural order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tvm import tirx
+
+from intq.kernels.pack import HIGH_WORD
+
+
+def lanes(expression) -> int:
+    """The number of elements of a TIR expression."""
+    return expression.ty.dtype.lanes
+
+
+def splat(value, dtype: str, count: int):
+    """A vector of ``count`` equal elements."""
+    scalar = tirx.const(int(value), dtype) if isinstance(value, int | np.integer) else value
+    return scalar if count == 1 else tirx.Broadcast(scalar, count)
+
+
+def vector_type(dtype: str, count: int) -> str:
+    return dtype if count == 1 else f"{dtype}x{count}"
+
+
+def reinterpret(expression, dtype: str):
+    """The same bits as another type."""
+    return tirx.op.reinterpret(dtype, expression)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Integers of one width. ``paired``: its int64 form is, or will be, (even, odd) pairs of int32 vectors.
+
+    ``bounds``: a clamp not yet applied: the store does it, most cheaply in the narrowest type.
+    """
+
+    parts: tuple
+    dtype: str
+    paired: bool = False
+    bounds: tuple[int, int] | None = None
+
+    def _operate(self, other, operation) -> Vector:
+        if isinstance(other, Vector):
+            if (other.dtype, other.paired, len(other.parts)) != (self.dtype, self.paired, len(self.parts)):
+                raise TypeError(f"operands differ: {self.dtype} {self.paired} and {other.dtype} {other.paired}")
+            right = other.clamped().parts
+        else:
+            right = [splat(other, self.dtype, lanes(p)) for p in self.parts]
+        left = self.clamped().parts
+        return replace(self, parts=tuple(map(operation, left, right)), bounds=None)
+
+    def clamped(self) -> Vector:
+        """The same with a pending clamp applied."""
+        if self.bounds is None:
+            return self
+        low, high = self.bounds
+        limit = lambda p: tirx.max(  # noqa: E731
+            tirx.min(p, splat(high, self.dtype, lanes(p))), splat(low, self.dtype, lanes(p))
+        )
+        return replace(self, parts=tuple(map(limit, self.parts)), bounds=None)
+
+    def __add__(self, other) -> Vector:
+        return self._operate(other, lambda a, b: a + b)
+
+    def __sub__(self, other) -> Vector:
+        return self._operate(other, lambda a, b: a - b)
+
+    def __mul__(self, other) -> Vector:
+        return self._operate(other, lambda a, b: a * b)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def maximum(self, other: Vector) -> Vector:
+        return self._operate(other, tirx.max)
+
+
+def _sign_extended(pair_word):
+    """The low 32 bits of 64-bit lanes, sign extended: free in front of ``vpmuldq``, which reads only these."""
+    places = splat(32, "int64", lanes(pair_word))
+    return (pair_word << places) >> places
+
+
+class TvmDialect:
+    """How bodies are spelled in TIR (see :mod:`intq.fixedpoint`)."""
+
+    @staticmethod
+    def wide(x: Vector) -> Vector:
+        """int64 of int32. An int64 operand is a constant, loaded in pairs, of int32 range."""
+        x = x.clamped()
+        if x.dtype == "int64":
+            return replace(x, parts=tuple(map(_sign_extended, x.parts))) if x.paired else x
+        if not x.paired:
+            return Vector(tuple(p.astype(vector_type("int64", lanes(p))) for p in x.parts), "int64")
+        parts = []
+        for part in x.parts:
+            word = reinterpret(part, vector_type("int64", lanes(part) // 2))
+            parts += [_sign_extended(word), word >> splat(32, "int64", lanes(word))]
+        return Vector(tuple(parts), "int64", True)
+
+    @staticmethod
+    def shift_right(x: Vector, shift) -> Vector:
+        """Arithmetic shift. An int32 ``shift`` of an int64 ``x`` is what exceeds :data:`HIGH_WORD`: the result is int32."""
+        if isinstance(shift, int) or shift.dtype == x.dtype:
+            return x._operate(shift, lambda a, b: a >> b)
+        high = high_words(x)
+        return high._operate(shift, lambda a, b: a >> b)
+
+    @staticmethod
+    def lookup(table, x: Vector) -> Vector:
+        return table(x)
+
+    @staticmethod
+    def clamp(x: Vector, low: int, high: int) -> Vector:
+        return replace(x.clamped(), bounds=(low, high))
+
+
+def high_words(x: Vector) -> Vector:
+    """The high 32 bits of each int64."""
+    if not x.paired:
+        return Vector(
+            tuple(
+                (p >> splat(HIGH_WORD, "int64", lanes(p))).astype(vector_type("int32", lanes(p))) for p in x.parts
+            ),
+            "int32",
+        )
+    return _joined(x, lambda even, odd, word: (_logical(even, word), odd & ~splat(0xFFFFFFFF, "int64", word)))
+
+
+def low_words(x: Vector) -> Vector:
+    """The low 32 bits of each int64, which must hold its value."""
+    if not x.paired:
+        return replace(x, parts=tuple(p.astype(vector_type("int32", lanes(p))) for p in x.parts), dtype="int32")
+    return _joined(
+        x, lambda even, odd, word: (even & splat(0xFFFFFFFF, "int64", word), odd << splat(32, "int64", word))
+    )
+
+
+def _logical(word, count: int):
+    unsigned = reinterpret(word, vector_type("uint64", count))
+    return reinterpret(unsigned >> splat(32, "uint64", count), vector_type("int64", count))
+
+
+def _joined(x: Vector, halves) -> Vector:
+    parts = []
+    for even, odd in zip(x.parts[::2], x.parts[1::2], strict=True):
+        low, high = halves(even, odd, lanes(even))
+        parts.append(reinterpret(low | high, vector_type("int32", 2 * lanes(even))))
+    return Vector(tuple(parts), "int32", True)

@@ -1,0 +1,89 @@
+"""Small words for writing kernels with TVM's IR builder: 64-bit loops, one parallel region per kernel, byte copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+
+def i64(value):
+    """A TIR int64 of a Python integer; expressions pass."""
+    return tirx.const(value, "int64") if isinstance(value, int) else value
+
+
+def kernel(name: str, arguments: list[tuple[tuple, str]], body: Callable) -> tirx.PrimFunc:
+    """A PrimFunc over tensors of the given (shape, dtype); "n" in a shape is the symbolic batch.
+
+    ``body(n, *buffers)`` writes it with flat one-dimensional views of the tensors.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "global_symbol": name})
+        n = tirx.Var("n", "int64")
+        handles = [T.arg(f"a{i}", T.handle()) for i in range(len(arguments))]
+        shapes = [[n if isinstance(d, str) else i64(d) for d in shape] for shape, _ in arguments]
+        # TVM would take the data of others to lie at multiples of 64 bytes; NumPy's does not
+        tensors = [T.match_buffer(h, s, dtype, align=1) for h, s, (_, dtype) in zip(handles, shapes, arguments, strict=True)]
+        flat = [T.decl_buffer((math.prod(t.shape, start=i64(1)),), t.dtype, data=t.data, align=1) for t in tensors]
+        body(n, *flat)
+    return builder.get()
+
+
+def parallel_region():
+    """One launch of the thread pool; inside, :func:`parallel` loops share the work and setup is done once a thread."""
+    return T.attr(tirx.const(0), "pragma_parallel_launch_point", 1)
+
+
+@contextmanager
+def parallel(extent, barrier: bool = False):
+    """A loop cut into one contiguous piece per thread; ``barrier``: no thread goes on before all have done theirs."""
+    wait = T.attr(tirx.const(0), "pragma_parallel_barrier_when_finish", 1) if barrier else nullcontext()
+    once = isinstance(extent, int) and extent == 1  # TVM would drop the loop, and every thread would run the body
+    with wait, T.parallel(i64(0), i64(2 if once else extent)) as i:
+        if once:
+            with T.If(i < 1), T.Then():
+                yield i64(0)
+        else:
+            yield i
+
+
+def serial(extent):
+    """A loop with a 64-bit counter."""
+    return T.serial(i64(0), i64(extent))
+
+
+def ramp(start, width: int):
+    """The indices of ``width`` consecutive elements."""
+    return tirx.Ramp(i64(start), i64(1), width) if width > 1 else i64(start)
+
+
+def copy(target, to, source, at, count: int, width: int = 64) -> None:
+    """target[to : to + count] = source[at : at + count], in vectors of ``width`` elements and then ever smaller ones."""
+    whole, done = count // width, 0
+    if whole > 4:
+        with serial(whole) as i:
+            T.buffer_store(target, source[ramp(at + i * width, width)], [ramp(to + i * width, width)])
+        done = whole * width
+    while done < count:
+        while width > count - done:
+            width //= 2
+        T.buffer_store(target, source[ramp(at + done, width)], [ramp(to + done, width)])
+        done += width
+
+
+def scratch(size: int, dtype: str):
+    """A buffer that all threads share; outside the parallel region."""
+    buffer = T.alloc_buffer((size,), dtype, scope="global", align=64)
+    # TVM shrinks an allocation to the elements that it sees used, and of an AMX tile it sees the address of one
+    T.buffer_store(buffer, tirx.const(0, dtype), [i64(size - 1)])
+    return buffer
+
+
+def local(size: int, dtype: str):
+    """A buffer of one thread, on its stack; inside the parallel region."""
+    return T.alloc_buffer((size,), dtype, scope="local", align=64)

@@ -1,0 +1,64 @@
+"""Rescale constants inside a kernel: loaded per channel in the layout of :mod:`intq.kernels.pack`, or one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.tirx.script.builder import ir as T
+
+from intq.kernels.bodies import Vector, reinterpret, splat
+from intq.kernels.cpu.build import i64, ramp
+from intq.kernels.cpu.runs import Run
+from intq.kernels.pack import epilogue_words
+
+@dataclass(frozen=True)
+class Channelwise:
+    """Constants of each channel. ``base``: what was taken off the shifts, see :func:`intq.kernels.pack.shift_base`."""
+
+    fields: tuple[str, ...]
+    base: int
+
+    def words(self, runs: tuple[Run, ...]) -> int:
+        """int64 words of the constants of some runs."""
+        return sum(epilogue_words(run, len(self.fields), self.base) for run in runs)
+
+    def load(self, buffer, at, run: Run) -> dict[str, Vector]:
+        """A run's constants from ``buffer[at]`` on; bound to names, so that loops inside find them in registers."""
+        count, width = (8, run.part_lanes // 2) if run.quad else (1, run.width)
+
+        def words(start, parts: int) -> tuple:
+            return tuple(T.Bind(buffer[ramp(start + i * width, width)]) for i in range(parts))
+
+        loaded = {}
+        for name in self.fields:
+            loaded[name] = Vector(words(at, count), "int64", run.quad)
+            at = at + run.width
+        if not self.base:
+            loaded["shift"] = Vector(words(at, count), "int64", run.quad)
+        elif run.quad:
+            parts = tuple(T.Bind(reinterpret(w, f"int32x{2 * width}")) for w in words(at, 4))
+            loaded["shift"] = Vector(parts, "int32", True)
+        else:
+            parts = tuple(w.astype("int32" if width == 1 else f"int32x{width}") for w in words(at, 1))
+            loaded["shift"] = Vector(parts, "int32")
+        return loaded
+
+
+def uniform(constants: dict, run: Run, base: int) -> dict[str, Vector]:
+    """The same value in every lane: a NumPy scalar becomes an immediate, a TIR int64 is broadcast."""
+
+    def scalar(value):
+        return i64(value.item()) if isinstance(value, np.ndarray) else value
+
+    def wide(value) -> Vector:
+        count, width = (8, run.part_lanes // 2) if run.quad else (1, run.width)
+        return Vector((splat(scalar(value), "int64", width),) * count, "int64", run.quad)
+
+    out = {name: wide(value) for name, value in constants.items() if name != "shift"}
+    shift = scalar(constants["shift"]) - base
+    if base:
+        out["shift"] = Vector((splat(shift.astype("int32"), "int32", run.part_lanes),) * run.parts, "int32", run.quad)
+    else:
+        out["shift"] = wide(shift)
+    return out

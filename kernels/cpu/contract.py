@@ -1,0 +1,179 @@
+"""Convolutions and linear layers: gather, microkernel, and the epilogue that runs the operation's body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intq.kernels.bodies import TvmDialect, Vector
+from intq.kernels.cpu import micro
+from intq.kernels.cpu.build import copy, i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
+from intq.kernels.cpu.constants import Channelwise
+from intq.kernels.cpu.gather import pad_image, window_rows
+from intq.kernels.cpu.lanes import accumulated, load, store
+from intq.kernels.cpu.plan import Plan, padded_width
+from intq.kernels.cpu.runs import Run
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows the sums: an operation's ``body`` with constants of the given layout, an output and a residual dtype."""
+
+    body: Callable
+    low: int
+    high: int
+    dtype: str
+    residual: str | None
+    constants: Channelwise
+
+    def apply(self, operands: tuple[Vector, ...], constants: dict[str, Vector]) -> Vector:
+        return self.body(TvmDialect, operands, constants, {"low": self.low, "high": self.high})
+
+
+def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple]) -> tirx.PrimFunc:
+    """The kernel (x, [residual], weight, constants, [pad_value], out) of a plan.
+
+    ``shapes``: of "x", "out" and "residual" as in the graph, of "weight" and "constants" as packed.
+    """
+    arguments = [(shapes["x"], "uint8")]
+    if epilogue.residual:
+        arguments.append((shapes["out"], epilogue.residual))
+    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64")]
+    pads = any(plan.padding)
+    if pads:
+        arguments.append(((plan.source[2],), "uint8"))
+    arguments.append((shapes["out"], epilogue.dtype))
+
+    def body(n, x, *rest):
+        residual = rest[0] if epilogue.residual else None
+        weight, constants, *pad_value, out = rest[1:] if epilogue.residual else rest
+        _Writer(plan, epilogue, x, residual, weight, constants, out).write(n, *pad_value)
+
+    return kernel(name, arguments, body)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The buffers of one kernel, and the code over them."""
+
+    plan: Plan
+    epilogue: Epilogue
+    x: object
+    residual: object
+    weight: object
+    constants: object
+    out: object
+
+    def write(self, n, pad_value=None) -> None:
+        plan, tile = self.plan, self.plan.isa.rows
+        h, w, c = plan.source
+        image_bytes = h * w * c
+        if plan.mode == "direct":
+            with self._region():
+                self._product(self.x, i64(0), n * plan.image_rows, i64(0), i64(0))
+        elif plan.mode == "rows":
+            rows = self.x.shape[0] // c
+            panel = scratch(tile * plan.pitch, "uint8")
+            with self._region(), serial((rows + tile - 1) // tile) as block:
+                count = tirx.min(i64(tile), rows - block * tile)
+                with parallel(count, barrier=True) as r:
+                    copy(panel, r * plan.pitch, self.x, (block * tile + r) * c, c)
+                self._product(panel, i64(0), count, block * tile, i64(0), barrier=True)
+        else:
+            padded = scratch(plan.padded[0] * plan.padded[1] * c, "uint8") if pad_value is not None else self.x
+            in_columns = plan.mode == "columns"
+            panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if in_columns else None
+            with self._region(), serial(n) as image:
+                at = image * image_bytes
+                if pad_value is not None:
+                    pad_image(padded, self.x, image, pad_value, plan.source, plan.padding)
+                    at = i64(0)
+                if not in_columns:
+                    self._product(padded, at, plan.image_rows, image, i64(0), barrier=True)
+                else:
+                    with serial(plan.groups) as group:
+                        window_rows(panel, padded, at, plan, group)
+                        first = image * plan.image_rows
+                        self._product(panel, i64(0), plan.image_rows, first, group, barrier=True)
+
+    @contextmanager
+    def _region(self):
+        with parallel_region():
+            if self.plan.isa_name == "amx":
+                micro.amx_configure(self.plan)
+            yield
+            if self.plan.isa_name == "amx":
+                micro.amx_release()
+
+    def _product(self, a, at, rows, first, group, barrier: bool = False) -> None:
+        """All tiles of ``rows`` rows of A from ``a[at]`` on. Output rows count from ``first`` (flat: image ``first``).
+
+        The last tile of rows begins early enough to end with them: it computes some rows a second time, and nothing
+        beyond the end of A is read.
+        """
+        plan, tile = self.plan, self.plan.isa.rows
+        blocks = plan.blocks
+        row_tiles = -(-rows // tile) if isinstance(rows, int) else (rows + tile - 1) // tile
+        acc = local(tile * plan.isa.columns, "int32")
+        # units of work follow one another so that a thread keeps the larger operand: its columns of W or its rows of A
+        by_columns = plan.k * plan.columns > plan.source[0] * plan.source[1] * plan.source[2]
+        with parallel(row_tiles * len(blocks), barrier) as unit:
+            number = unit // row_tiles if by_columns else unit % len(blocks)
+            tile_number = unit % row_tiles if by_columns else unit // len(blocks)
+            row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
+            count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns") else i64(tile)
+            self._blocks(a, at, row, count, first, group, number, blocks, acc)
+
+    def _blocks(self, a, at, row, count, first, group, number, blocks, acc) -> None:
+        """Block ``number`` of columns: the last may be narrower than the others and has code of its own."""
+        whole, (tail_at, tail) = blocks[0][1], blocks[-1]
+        weights = sum(self.plan.block_bytes(runs) for _, runs in blocks)
+        words = sum(self.epilogue.constants.words(runs) for _, runs in blocks)
+
+        def tile(column, runs, index):
+            start = group * weights + index * self.plan.block_bytes(whole)
+            constants = group * words + index * self.epilogue.constants.words(whole)
+            micro.MICROKERNELS[self.plan.isa_name](
+                self.plan, a, at + row * self.plan.pitch, self.weight, T.Bind(start), acc, runs
+            )
+            self._finish(acc, row, count, first, group * self.plan.columns + column, T.Bind(constants), runs)
+
+        if tail == whole:
+            tile(number * self.plan.isa.columns, whole, number)
+            return
+        with T.If(number < len(blocks) - 1):
+            with T.Then():
+                if len(blocks) > 1:
+                    tile(number * self.plan.isa.columns, whole, number)
+                else:
+                    T.evaluate(i64(0))
+            with T.Else():
+                tile(i64(tail_at), tail, i64(len(blocks) - 1))
+
+    def _finish(self, acc, row, count, first, column, constants_at, runs) -> None:
+        """Rescale a tile of sums, run by run, and store it."""
+        plan, width, at = self.plan, padded_width(runs), constants_at
+        for run in runs:
+            constants = self.epilogue.constants.load(self.constants, at, run)
+            at = at + self.epilogue.constants.words((run,))
+            with serial(count) as r:
+                operands = (accumulated(acc, r * width + run.start, run),)
+                if plan.mode != "flat":
+                    self._emit(operands, constants, (first + row + r) * plan.co + column + run.start, run)
+                    continue
+                (oh, ow), padded_width_ = plan.output, plan.padded[1]
+                pixel = T.Bind(row + r)
+                y, x = pixel // padded_width_, pixel % padded_width_
+                with T.If(x < ow), T.Then():
+                    index = ((first * oh + y) * ow + x) * plan.co + column + run.start
+                    self._emit(operands, constants, index, run)
+
+    def _emit(self, operands, constants, index, run: Run) -> None:
+        index = T.Bind(index)
+        if self.residual is not None:
+            operands += (load(self.residual, index, run),)
+        store(self.out, index, self.epilogue.apply(operands, constants), run)

@@ -1,0 +1,178 @@
+"""Microkernels: one register tile of a matrix product, acc[row * columns + column] = sum over k of a * w, in int32.
+
+The only code written per instruction set. Each is called inside a kernel as
+``microkernel(plan, a, at, pitch, weight, from, acc, runs)``: rows start at ``a[at + row * pitch]`` (uint8), the block's
+packed weights at ``weight[from]`` (int8). All sums are exact: products of uint8 and int8 are added in int32 only.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intq.kernels.bodies import reinterpret, splat
+from intq.kernels.cpu.build import i64, local, ramp, serial
+from intq.kernels.cpu.plan import Plan, padded_width
+
+
+def _steps(plan: Plan, body) -> None:
+    """Call ``body(offset, index)`` for each step of K: the offset in a row of A and the running number."""
+    with ExitStack() as loops:
+        offset, index = i64(0), i64(0)
+        for count, stride in plan.taps:
+            t = loops.enter_context(serial(count))
+            offset, index = offset + t * stride, index * count + t
+        index = index * len(plan.starts)
+        whole = len(plan.starts) if plan.starts[-1] == (len(plan.starts) - 1) * plan.step else len(plan.starts) - 1
+        if whole > 1:
+            with serial(whole) as s:
+                body(offset + s * plan.step, index + s)
+        elif whole:
+            body(offset, index)
+        if whole < len(plan.starts):
+            body(offset + plan.starts[-1], index + whole)
+
+
+# ---- AMX: 2 x 2 tiles of 16 x 16; tiles 0..3 accumulate, 4, 5 hold A, 6, 7 hold W ------------------------------
+
+
+def amx_configure(plan: Plan) -> None:
+    """Load the tile shapes; once a thread, before the first product."""
+    palette = local(64, "uint8")
+    row_bytes = [64] * 4 + [plan.step] * 2 + [64] * 2
+    rows = [16] * 6 + [plan.step // 4] * 2
+    content = [1] + [0] * 15
+    content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
+    for i, byte in enumerate(content):
+        T.buffer_store(palette, tirx.const(byte, "uint8"), [i64(i)])
+    _amx("ldtilecfg", T.address_of(palette[i64(0)]))
+
+
+def amx_release() -> None:
+    """Give the tiles back, or the next context switches save 8 KB each."""
+    _amx("tilerelease")
+
+
+def _amx(name: str, *arguments) -> None:
+    T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
+
+
+def _tile(number: int):
+    return tirx.const(number, "int8")
+
+
+def amx(plan: Plan, a, at, weight, start, acc, runs) -> None:
+    width = padded_width(runs)
+    for first in range(0, width // 16, 2):
+        count = min(2, width // 16 - first)
+        pair = start + first * 16 * plan.step * plan.steps
+        for i in range(2):
+            for j in range(count):
+                _amx("tilezero", _tile(2 * i + j))
+
+        def step(offset, index, pair=pair, count=count):
+            for j in range(count):
+                where = pair + (index * count + j) * (16 * plan.step)
+                _amx("tileloadd64", _tile(6 + j), T.address_of(weight[where]), i64(64))
+            for i in range(2):
+                _amx("tileloadd64", _tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch))
+                for j in range(count):
+                    _amx("tdpbusd", _tile(2 * i + j), _tile(4 + i), _tile(6 + j))
+
+        _steps(plan, step)
+        for i in range(2):
+            for j in range(count):
+                where = T.address_of(acc[i64(i * 16 * width + (first + j) * 16)])
+                _amx("tilestored64", _tile(2 * i + j), where, i64(4 * width))
+
+
+# ---- vectors: rows x registers of accumulators ------------------------------------------------------------------
+
+
+def _registers(plan: Plan, acc, width: int, first: int, columns: int, lanes: int, multiply) -> None:
+    """Hold rows x columns accumulators in registers over all of K, then store them."""
+    rows, vectors = plan.isa.rows, columns // lanes
+    registers = local(rows * columns, "int32")
+    place = lambda i, j: ramp((i * vectors + j) * lanes, lanes)  # noqa: E731
+    for i in range(rows):
+        for j in range(vectors):
+            T.buffer_store(registers, splat(0, "int32", lanes), [place(i, j)])
+    multiply(registers, place)
+    for i in range(rows):
+        for j in range(vectors):
+            T.buffer_store(acc, registers[place(i, j)], [ramp(i * width + first + j * lanes, lanes)])
+
+
+def vnni(plan: Plan, a, at, weight, start, acc, runs) -> None:
+    """vpdpbusd: four products of bytes added to each of 16 int32 lanes."""
+    width = padded_width(runs)
+
+    def multiply(registers, place):
+        def step(offset, index):
+            with serial(plan.step // 4) as k:
+                row = start + (index * (plan.step // 4) + k) * (4 * width)
+                for i in range(plan.isa.rows):
+                    four = reinterpret(a[ramp(at + i * plan.pitch + offset + 4 * k, 4)], "int32")
+                    four = reinterpret(splat(four, "int32", 16), "uint8x64")
+                    for j in range(width // 16):
+                        w = weight[ramp(row + 64 * j, 64)]
+                        name = "llvm.x86.avx512.vpdpbusd.512"
+                        total = tirx.call_llvm_pure_intrin("int32x16", name, registers[place(i, j)], four, w)
+                        T.buffer_store(registers, total, [place(i, j)])
+
+        _steps(plan, step)
+
+    _registers(plan, acc, width, 0, width, 16, multiply)
+
+
+def avx2(plan: Plan, a, at, weight, start, acc, runs) -> None:
+    """vpmaddwd on bytes extended to words: exact (vpmaddubsw would saturate). Eight k of a row at a time."""
+    width = padded_width(runs)
+
+    def half(first):
+        def multiply(registers, place):
+            def step(offset, index):
+                with serial(plan.step // 8) as k:
+                    row = start + (index * (plan.step // 8) + k) * (8 * width)
+                    words = []
+                    for i in range(plan.isa.rows):
+                        eight = reinterpret(a[ramp(at + i * plan.pitch + offset + 8 * k, 8)], "int64")
+                        eight = reinterpret(splat(eight, "int64", 2), "uint8x16").astype("int16x16")
+                        words.append(T.Bind(reinterpret(eight, "int32x8")))  # both halves: k 0..7 as four pairs
+                    for pair in range(4):
+                        indices = [tirx.const(q, "int32") for q in [pair] * 4 + [4 + pair] * 4]
+                        for i in range(plan.isa.rows):
+                            two = reinterpret(tirx.Shuffle([words[i]], indices), "int16x16")
+                            for j in range(2):
+                                w = weight[ramp(row + pair * 2 * width + 2 * (first + 8 * j), 16)].astype("int16x16")
+                                product = tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", two, w)
+                                T.buffer_store(registers, registers[place(i, j)] + product, [place(i, j)])
+
+            _steps(plan, step)
+
+        _registers(plan, acc, width, first, 16, 8, multiply)
+
+    for first in range(0, width, 16):
+        half(first)
+
+
+def plain(plan: Plan, a, at, weight, start, acc, runs) -> None:
+    """Any processor: LLVM picks the instructions of a 16-lane int32 product."""
+    width = padded_width(runs)
+
+    def multiply(registers, place):
+        def step(offset, index):
+            with serial(plan.step) as k:
+                w = weight[ramp(start + (index * plan.step + k) * width, width)].astype(f"int32x{width}")
+                for i in range(plan.isa.rows):
+                    x = splat(a[at + i * plan.pitch + offset + k].astype("int32"), "int32", width)
+                    T.buffer_store(registers, registers[place(i, 0)] + x * w, [place(i, 0)])
+
+        _steps(plan, step)
+
+    _registers(plan, acc, width, 0, width, width, multiply)
+
+
+MICROKERNELS = {"amx": amx, "vnni": vnni, "avx2": avx2, "plain": plain}

@@ -1,0 +1,184 @@
+"""How a contraction becomes a matrix product: where the rows of A lie, and in which order its columns are taken.
+
+C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can be:
+  direct   1 x 1, stride 1: the pixels of the activation itself
+  flat     stride 1: a padded copy of the image read as one long row of pixels. The window of pixel p is that of p + 1
+           moved by one pixel, so sixteen rows of A are a strided view, tap by tap; rows at the right edge are computed
+           and dropped
+  columns  anything else: the windows copied out one after another (im2col)
+  rows     linear: up to a tile of rows copied out
+  depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from intq.graph import Node
+from intq.kernels.cpu.isa import ISAS, Isa
+from intq.kernels.cpu.runs import Run, runs
+from intq.ops.op import window_shape
+from intq.value import Value
+
+TILE_BYTES = 64  # of a row of an AMX tile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``source``: (h, w, c) of the image; a linear layer's is (1, 1, k). All counts are of one group of channels.
+
+    Row r of A is ``length`` bytes at ``r * pitch + sum_i t_i * stride_i`` for each combination of taps t_i < count_i;
+    ``taps`` holds (count, stride in bytes). ``k``: products per output, ``image_rows``: rows of A per image.
+    """
+
+    isa_name: str
+    mode: str
+    source: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    co: int
+
+    @property
+    def isa(self) -> Isa:
+        return ISAS[self.isa_name]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(h, w) of the padded image."""
+        (h, w, _), (top, left, bottom, right) = self.source, self.padding
+        return h + top + bottom, w + left + right
+
+    @property
+    def output(self) -> tuple[int, int]:
+        return window_shape(self.source[:2], self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def ci(self) -> int:
+        return self.source[2] // self.groups
+
+    @property
+    def columns(self) -> int:
+        return self.co // self.groups
+
+    @property
+    def k(self) -> int:
+        return self.kernel[0] * self.kernel[1] * self.ci
+
+    @property
+    def length(self) -> int:
+        if self.mode == "flat":
+            return self.kernel[1] * self.ci if self.dilation[1] == 1 else self.ci
+        return -(-self.k // self.isa.k_quantum) * self.isa.k_quantum
+
+    @property
+    def pitch(self) -> int:
+        if self.mode in ("direct", "flat"):
+            return self.source[2]
+        return -(-self.length // 16) * 16
+
+    @property
+    def taps(self) -> tuple[tuple[int, int], ...]:
+        if self.mode != "flat":
+            return ()
+        (kh, kw), (dh, dw), c = self.kernel, self.dilation, self.source[2]
+        down = (kh, dh * self.padded[1] * c)
+        return (down,) if dw == 1 else (down, (kw, dw * c))
+
+    @property
+    def image_rows(self) -> int:
+        oh, ow = self.output
+        return (oh - 1) * self.padded[1] + ow if self.mode == "flat" else oh * ow
+
+    @property
+    def step(self) -> int:
+        """Bytes of a row that one instruction takes (AMX) or all of a tap (others)."""
+        return min(TILE_BYTES, self.length) if self.isa_name == "amx" else self.length
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where in a tap each step begins; the last may overlap the one before it (its repeated weights are zero)."""
+        return [min(i * self.step, self.length - self.step) for i in range(-(-self.length // self.step))]
+
+    @cached_property
+    def k_order(self) -> np.ndarray:
+        """The product that each byte of a row meets, in the order taken; -1: none, its weight is zero."""
+        order, tap_count = [], int(np.prod([count for count, _ in self.taps])) if self.taps else 1
+        for tap in range(tap_count):
+            done = 0
+            for start in self.starts:
+                at = np.arange(start, start + self.step)
+                source = tap * self.length + at
+                order.append(np.where((at >= done) & (source < self.k), source, -1))
+                done = start + self.step
+        return np.concatenate(order)
+
+    @property
+    def steps(self) -> int:
+        return len(self.k_order) // self.step
+
+    @property
+    def blocks(self) -> list[tuple[int, tuple[Run, ...]]]:
+        """(first column, runs) of each block of columns; all but the last are alike."""
+        width = self.isa.columns
+        return [
+            (at, tuple(runs(min(width, self.columns - at), self.isa.quads, self.isa.natural)))
+            for at in range(0, self.columns, width)
+        ]
+
+    def block_bytes(self, block_runs: tuple[Run, ...]) -> int:
+        """Bytes of the packed weights of a block."""
+        return padded_width(block_runs) * len(self.k_order)
+
+
+def padded_width(block_runs: tuple[Run, ...]) -> int:
+    """Columns of a block, up to a multiple of 16."""
+    return -(-sum(run.width for run in block_runs) // 16) * 16
+
+
+def interleaves(plan: Plan, run: Run) -> bool:
+    """Whether a run of a depthwise convolution is computed with vpdpbusd, four rows of the image at a time."""
+    return run.quad and plan.isa_name in ("amx", "vnni")
+
+
+def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: int) -> Plan:
+    """The cheapest mode for a convolution's geometry."""
+
+    def of(mode: str) -> Plan:
+        return Plan(isa, mode, *map(tuple, (source, kernel, stride, padding, dilation)), groups, co)
+
+    if groups == source[2] == co > 1:
+        return of("depthwise")
+    quantum, tile = ISAS[isa].k_quantum, ISAS[isa].rows
+    in_place = groups == 1 and tuple(stride) == (1, 1)
+    direct, flat, columns = of("direct"), of("flat"), of("columns")
+    if in_place and tuple(kernel) == (1, 1) and not any(padding):
+        return direct if direct.k % quantum == 0 and direct.image_rows >= tile else columns
+    if in_place and flat.length % quantum == 0 and flat.image_rows >= tile:
+        # copying the windows costs about 16 / co of the product, dropped rows cost their share of it
+        if tiles(flat.image_rows, tile) <= tiles(columns.image_rows, tile) * (1 + 16 / co) + 0.01:
+            return flat
+    return columns
+
+
+def linear_plan(isa: str, k: int, co: int) -> Plan:
+    """A linear layer: one row per sample."""
+    return Plan(isa, "rows", (1, 1, k), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, co)
+
+
+def tiles(rows: int, tile: int) -> int:
+    return -(-rows // tile)
+
+
+def of_node(isa: str, node: Node, x: Value) -> Plan:
+    """The plan of a conv2d or linear node whose first input is ``x``."""
+    weight = node.constants["weight"]
+    if node.op == "linear":
+        return linear_plan(isa, weight.shape[1], weight.shape[0])
+    a = node.attrs
+    return plan(isa, x.shape[1:], weight.shape[1:3], a["stride"], a["padding"], a["dilation"], a["groups"], len(weight))

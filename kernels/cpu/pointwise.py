@@ -1,0 +1,102 @@
+"""Operations on one element of each input: their bodies in a loop."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intq.kernels.bodies import TvmDialect, Vector
+from intq.kernels.cpu.build import kernel, parallel, parallel_region, ramp
+from intq.kernels.cpu.constants import Channelwise, uniform
+from intq.kernels.cpu.isa import Isa
+from intq.kernels.cpu.lanes import load, store
+from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.sweep import flat_runs, over_runs
+
+
+def pointwise(name: str, isa: Isa, body, attrs, constants, base: int, inputs, output) -> tirx.PrimFunc:
+    """The kernel (inputs..., [packed constants | table], out). ``inputs``, ``output``: (shape, dtype).
+
+    Constants of shape () become immediates; per channel they are packed. The second input may be 1 where the first is not.
+    """
+    if "table" in constants:
+        return _lookup(name, body, attrs, str(constants["table"].dtype), inputs, output)
+    channelwise = constants["multiplier"].ndim > 0 if "multiplier" in constants else False
+    length = math.prod(output[0][1:])
+    channels = output[0][-1]
+    arguments = list(inputs)
+    layout = Channelwise(tuple(n for n in ("multiplier", "offset") if n in constants), base)
+    if channelwise:
+        arguments.append(((layout.words(tuple(runs(channels, isa.quads, isa.natural))),), "int64"))
+
+    def write(n, *buffers):
+        *sources, out = buffers
+        packed = sources.pop() if channelwise else None
+        with parallel_region():
+            if not channelwise and all(shape == output[0] for shape, _ in inputs):
+
+                def element(index, run: Run):
+                    index = T.Bind(index)
+                    operands = tuple(load(s, index, run) for s in sources)
+                    store(out, index, body(TvmDialect, operands, uniform(constants, run, base), attrs), run)
+
+                flat_runs(n, length, isa, element)
+                return
+            pixels = length // channels
+            with parallel(n * pixels) as pixel:
+
+                def element(start, run: Run):
+                    operands = [load(sources[0], T.Bind(pixel * channels + start), run)]
+                    if len(sources) > 1:
+                        at = _broadcast_pixel(pixel, inputs[0][0], inputs[1][0]) * inputs[1][0][-1]
+                        operands.append(_broadcast_load(sources[1], at, start, inputs[1][0][-1], run))
+                    if channelwise:
+                        number = layout.words((run,)) * ((start - run.start) // run.width)
+                        first = layout.words(tuple(r for r in row if r.start < run.start))
+                        values = layout.load(packed, T.Bind(number + first), run)
+                    else:
+                        values = uniform(constants, run, base)
+                    result = body(TvmDialect, tuple(operands), values, attrs)
+                    store(out, T.Bind(pixel * channels + start), result, run)
+
+                row = runs(channels, isa.quads, isa.natural)
+                over_runs(row, element)
+
+    return kernel(name, [*arguments, output], write)
+
+
+def _broadcast_pixel(pixel, shape, other):
+    """The pixel of ``other`` that meets ``pixel`` of ``shape``: all axes but the last, 1 repeats."""
+    place, stride, rest = 0, 1, pixel
+    for size, own in zip(reversed(shape[1:-1]), reversed(other[1:-1]), strict=True):
+        if own != 1:
+            place = place + rest % size * stride
+        rest, stride = rest // size, stride * own
+    return place + rest * stride
+
+
+def _broadcast_load(buffer, at, start, channels: int, run: Run) -> Vector:
+    if channels > 1:
+        return load(buffer, T.Bind(at + start), run)
+    one = buffer[at].astype("int32")
+    return Vector((tirx.Broadcast(one, run.part_lanes) if run.part_lanes > 1 else one,) * run.parts, "int32", run.quad)
+
+
+def _lookup(name: str, body, attrs, dtype: str, inputs, output) -> tirx.PrimFunc:
+    natural = Isa("", 0, 0, 0, (), 16, ())  # a gather has no use for pack order
+
+    def write(n, x, table, out):
+        def gather(v: Vector) -> Vector:
+            return Vector((table[v.parts[0]],), dtype)
+
+        def element(index, run: Run):
+            index = T.Bind(index)
+            result = body(TvmDialect, (load(x, index, run),), {"table": gather}, attrs)
+            T.buffer_store(out, result.parts[0], [ramp(index, run.width)])
+
+        with parallel_region():
+            flat_runs(n, math.prod(output[0][1:]), natural, element)
+
+    return kernel(name, [*inputs, ((256,), dtype), output], write)

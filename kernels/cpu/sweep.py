@@ -1,0 +1,45 @@
+"""Loops over tensors cut into runs of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+from tvm.tirx.script.builder import ir as T
+
+from intq.kernels.cpu.build import i64, parallel, serial
+from intq.kernels.cpu.isa import Isa
+from intq.kernels.cpu.runs import Run, runs
+
+SEGMENT = 8192  # elements of a long row that one thread takes at a time
+
+
+def over_runs(row: list[Run], body: Callable) -> None:
+    """``body(start, run)`` for each run of a row; runs of one width are a loop."""
+    for width, alike in groupby(row, lambda run: run.width):
+        alike = list(alike)
+        if len(alike) > 1:
+            with serial(len(alike)) as i:
+                body(i * width + alike[0].start, alike[0])
+        else:
+            body(i64(alike[0].start), alike[0])
+
+
+def flat_runs(batch, length: int, isa: Isa, body: Callable) -> None:
+    """``body(index, run)`` over ``batch`` x ``length`` elements in parallel."""
+    count = -(-length // SEGMENT)
+    rest = length - (count - 1) * SEGMENT
+    with parallel(batch * count) as unit:
+        base = (unit // count) * length + unit % count * SEGMENT
+
+        def segment(size: int) -> None:
+            over_runs(runs(size, isa.quads, isa.natural), lambda start, run: body(base + start, run))
+
+        if count == 1:
+            segment(rest)
+            return
+        with T.If(unit % count < count - 1):
+            with T.Then():
+                segment(SEGMENT)
+            with T.Else():
+                segment(rest)

@@ -1,0 +1,100 @@
+"""A compiled library: what it says of itself, and how it is written to disk. Imports no TVM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intq.errors import IntqError
+from intq.graph import Graph
+
+BAKED_NDIM = 0  # constants of this many axes are immediates in the code; others are given to it when it is loaded
+
+
+def structure(graph: Graph) -> str:
+    """SHA-256 of all of a graph that its library depends on, and of the compiler itself.
+
+    That is everything but the arrays given at load time: their shapes, and whether their shifts reach 32, are part of it.
+    """
+    from intq.kernels.pack import shift_base
+
+    state = hashlib.sha256(_compiler_digest())
+    for value in graph.inputs:
+        state.update(f"{value.name} {value.shape} {value.dtype}\n".encode())
+    for node in graph.nodes:
+        state.update(f"{node.name} {node.op} {node.inputs} {node.output.shape} {node.output.dtype}".encode())
+        state.update(json.dumps(dict(node.attrs), sort_keys=True, default=list).encode())
+        for key, array in sorted(node.constants.items()):
+            state.update(f"{key} {array.shape} {array.dtype.name}".encode())
+            if array.ndim == BAKED_NDIM:
+                state.update(str(array.item()).encode())
+            if key == "shift":
+                state.update(str(shift_base(array)).encode())
+    state.update(str(graph.outputs).encode())
+    return state.hexdigest()
+
+
+def _compiler_digest() -> bytes:
+    """Of the sources of the compiler and of the bodies it compiles: a library made by other ones is not used."""
+    here = Path(__file__).resolve().parent
+    ops = Path(__import__("intq.ops").ops.__file__).resolve().parent
+    state = hashlib.sha256()
+    for path in sorted([*here.rglob("*.py"), *ops.glob("*.py"), ops.parent / "fixedpoint.py"]):
+        state.update(path.read_bytes())
+    return state.digest()
+
+
+def description(graph: Graph, isa: str, kernels: dict[str, str]) -> str:
+    """What a library says of itself, as JSON: its instruction set, its graph's structure, the kernel of every node."""
+    return json.dumps({"instruction_set": isa, "structure": structure(graph), "kernels": kernels})
+
+
+@dataclass(frozen=True)
+class Library:
+    """``executable``: TVM's; ``target``: the choice it was compiled for; ``kernels``: the kernel of every node."""
+
+    executable: Any
+    target: Any
+    structure: str
+    kernels: dict[str, str]
+
+    @property
+    def instruction_set(self) -> str:
+        return self.target.isa.name
+
+    def assembly(self) -> str:
+        """The text of every kernel's machine code."""
+        return "\n".join(_sources(self.executable.mod))
+
+    def save(self, path: str | Path) -> None:
+        """Write a shared library.
+
+        Raises IntqError when no C++ compiler is there to link it.
+        """
+        from shutil import which
+
+        path, target = Path(path), self.target
+        compiler = next((c for c in ("g++", "clang++", "c++") if which(c)), None)
+        if compiler is None:
+            raise IntqError(
+                "writing a compiled library needs a linker: expected g++ or clang++ on the PATH, found neither; install one, "
+                "or compile on another machine and copy the artifact"
+            )
+        temporary = path.with_name(f".{path.name}.tmp.so")
+        try:
+            self.executable.export_library(str(temporary), cc=compiler)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sources(module) -> list[str]:
+    out = []
+    if module.kind == "llvm":
+        out.append(module.inspect_source("asm"))
+    for imported in module.imports:
+        out += _sources(imported)
+    return out

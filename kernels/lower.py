@@ -1,0 +1,179 @@
+"""Graph -> one Relax module -> a library: a kernel per node (shared where nodes are alike), memory planned by TVM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax, tirx
+
+from intq.graph import Graph, Node
+from intq.kernels import pack
+from intq.kernels.cpu import move, pool
+from intq.kernels.cpu.constants import Channelwise
+from intq.kernels.cpu.contract import Epilogue, contraction
+from intq.kernels.cpu.depthwise import depthwise
+from intq.kernels.cpu.isa import ISAS
+from intq.kernels.cpu.plan import of_node
+from intq.kernels.cpu.pointwise import pointwise
+from intq.kernels.library import Library, description, structure
+from intq.kernels.targets import choose
+from intq.ops import OPS
+from intq.value import Value
+
+Tensor = tuple[tuple, str]  # (shape, dtype)
+
+
+def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> Library:
+    """Compile a graph for a target: "cpu" (this machine) or a TVM target, as a string or a dict.
+
+    ``isa`` forces one of :data:`intq.kernels.cpu.isa.ISAS` that the target has.
+    Raises IntqError when TVM does not know the target or the target lacks the instruction set.
+    """
+    chosen = choose(target, isa)
+    kernels: dict[str, tirx.PrimFunc] = {}
+    names = {node.name: _kernel(node, graph.values, chosen.isa.name, kernels) for node in graph.nodes}
+    module = _relax(graph, chosen.isa.name, names, kernels, description(graph, chosen.isa.name, names))
+    executable = tvm.compile(module, target=chosen.target, relax_pipeline=_PIPELINE)
+    return Library(executable, chosen, structure(graph), names)
+
+
+_PIPELINE = tvm.transform.Sequential(  # TVM's own for relax, without the passes that look for operators or blocks
+    [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------
+
+
+def _kernel(node: Node, values: dict[str, Value], isa: str, kernels: dict[str, tirx.PrimFunc]) -> str:
+    """The name of the node's kernel, written into ``kernels`` if no node like it came before; "" for a view."""
+    if node.op == "reshape":
+        return ""
+    inputs = tuple(values[name] for name in node.inputs)
+    arrays = pack.arrays(node, inputs, isa)
+    write = _WRITERS.get(OPS[node.op].loop) or _WRITERS[node.op]
+    function = write(node, inputs, arrays, isa)
+    key = hashlib.sha256(function.script().encode()).hexdigest()[:12]
+    name = f"{node.op}_{key}"
+    kernels.setdefault(name, function.with_attr("global_symbol", name))
+    return name
+
+
+def _tensor(value: Value) -> Tensor:
+    return value.shape, value.dtype
+
+
+def _base(node: Node) -> int:
+    return pack.shift_base(node.constants["shift"])
+
+
+def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    plan = of_node(isa, node, inputs[0])
+    residual = inputs[1].dtype if len(inputs) > 1 else None
+    fields = tuple(name for name in pack.PER_CHANNEL if name in node.constants)
+    finish = Epilogue(
+        OPS[node.op].body,
+        node.attrs["low"],
+        node.attrs["high"],
+        node.output.dtype,
+        residual,
+        Channelwise(fields, _base(node)),
+    )
+    shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
+    write = depthwise if plan.mode == "depthwise" else contraction
+    return write("kernel", plan, finish, shapes)
+
+
+def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    base = _base(node) if "shift" in node.constants else 0
+    tensors = [_tensor(x) for x in inputs]
+    return pointwise(
+        "kernel", ISAS[isa], OPS[node.op].body, node.attrs, node.constants, base, tensors, _tensor(node.output)
+    )
+
+
+def _avg_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    tensors = _tensor(inputs[0]), _tensor(node.output)
+    return pool.avg_pool("kernel", ISAS[isa], OPS[node.op].body, node.attrs, node.constants, _base(node), *tensors)
+
+
+def _max_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    return pool.max_pool("kernel", OPS[node.op].body, node.attrs, _tensor(inputs[0]), _tensor(node.output))
+
+
+def _move(write: Callable) -> Callable:
+    return lambda node, inputs, arrays, isa: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
+
+
+def _concat(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    return move.concat("kernel", node.attrs, [_tensor(x) for x in inputs], _tensor(node.output))
+
+
+_WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
+    "conv2d": _contraction,
+    "linear": _contraction,
+    "pointwise": _pointwise,
+    "sum2d": _avg_pool,
+    "max2d": _max_pool,
+    "concat": _concat,
+    "slice": _move(move.slice_),
+    "transpose": _move(move.transpose),
+    "pad": _move(move.pad),
+}
+
+
+# ---- the module ------------------------------------------------------------------------------------------------
+
+
+def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
+    """``main(inputs..., constants)`` calls the kernels in turn; ``description()`` returns ``text``."""
+    n = tirx.Var("n", "int64")
+
+    def info(tensor: Tensor):
+        shape, dtype = tensor
+        return relax.TensorType([n if isinstance(d, str) else d for d in shape], dtype)
+
+    values = graph.values
+    packed = {
+        node.name: pack.arrays(node, tuple(values[i] for i in node.inputs), isa) if names[node.name] else []
+        for node in graph.nodes
+    }
+    types = [info((array.shape, array.dtype.name)) for node in graph.nodes for array in packed[node.name]]
+    inputs = [relax.Var(f"x{i}", info(_tensor(value))) for i, value in enumerate(graph.inputs)]
+    constants = relax.Var("constants", relax.TupleType(types))
+    builder = relax.BlockBuilder()
+    functions = {name: builder.add_func(function, name) for name, function in kernels.items()}
+    with builder.function("main", [*inputs, constants]):
+        known = dict(zip((value.name for value in graph.inputs), inputs, strict=True))
+        taken = 0
+        with builder.dataflow():
+            for node in graph.nodes:
+                operands = [known[name] for name in node.inputs]
+                if not names[node.name]:
+                    shape = [n if isinstance(d, str) else d for d in node.output.shape]
+                    known[node.name] = builder.emit(relax.op.reshape(operands[0], shape))
+                    continue
+                count = len(packed[node.name])
+                operands += [builder.emit(relax.TupleGetItem(constants, taken + i)) for i in range(count)]
+                taken += count
+                call = relax.call_tir(functions[names[node.name]], operands, info(_tensor(node.output)))
+                known[node.name] = builder.emit(call)
+            results = builder.emit_output(relax.Tuple([known[name] for name in graph.outputs]))
+        builder.emit_func_output(results)
+    with builder.function("description", []):
+        builder.emit_func_output(tvm.ir.StringImm(text))
+    return builder.finalize()

@@ -1,0 +1,111 @@
+"""Constants in the order in which the kernels read them. Runs when an artifact is loaded: it is quick, and imports no TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from intq.graph import Node
+from intq.kernels.cpu.isa import ISAS
+from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
+from intq.kernels.cpu.runs import Run, runs
+from intq.value import DTYPE_RANGE, Value
+
+HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 32-bit shift by the rest
+PER_CHANNEL = ("multiplier", "residual_multiplier", "offset")  # the fields of a packed run, in order; the shift is last
+PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
+
+Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
+
+
+def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
+    """What a node's kernel takes after its inputs, in order."""
+    constants, out = node.constants, []
+    if "weight" in constants:
+        plan = of_node(isa, node, inputs[0])
+        pack_weights = depthwise_weights if plan.mode == "depthwise" else weights
+        out = [pack_weights(plan, constants["weight"]), epilogue(constants, output_blocks(plan))]
+    elif "table" in constants:
+        out = [constants["table"]]
+    elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].ndim:
+        row = tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural))
+        out = [epilogue(constants, [(0, row)])]
+    if node.op == "pad" or any(node.attrs.get("padding", ())):
+        lowest = DTYPE_RANGE[node.output.dtype][0]
+        channels = inputs[0].channels
+        out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))
+    if node.op == "avg_pool2d" and constants["multiplier"].ndim:
+        pixels = node.output.shape[1:3]
+        fields = [constants[name].astype(np.int64) for name in ("multiplier", "offset", "shift")]
+        out.append(np.concatenate([np.broadcast_to(f.squeeze(-1) if f.ndim else f, pixels).ravel() for f in fields]))
+    return [np.ascontiguousarray(array) for array in out]
+
+
+def output_blocks(plan: Plan) -> Blocks:
+    """The output channels of a contraction, in the order in which its constants lie."""
+    if plan.mode == "depthwise":
+        return [(0, tuple(runs(plan.co, plan.isa.quads, plan.isa.natural)))]
+    return [(group * plan.columns + at, block) for group in range(plan.groups) for at, block in plan.blocks]
+
+
+def weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
+    """(co, kh, kw, ci) int8 -> flat int8: per group, per block of columns, k by k in the plan's order."""
+    rows = weight.reshape(plan.groups, plan.columns, -1)
+    if not np.array_equal(plan.k_order, np.arange(rows.shape[-1])):
+        rows = np.concatenate([rows, np.zeros_like(rows[..., :1])], axis=-1)[..., plan.k_order]  # k = -1 is zero
+    return np.concatenate([_block(plan, rows[g], at, block) for g in range(plan.groups) for at, block in plan.blocks])
+
+
+def _block(plan: Plan, rows: np.ndarray, at: int, block: tuple[Run, ...]) -> np.ndarray:
+    order = np.concatenate([at + run.start + run.order for run in block])
+    columns = np.zeros((padded_width(block), rows.shape[1]), np.int8)
+    columns[: len(order)] = rows[order]
+    pair = PAIR[plan.isa_name]
+    if plan.isa_name != "amx":
+        return columns.reshape(len(columns), -1, pair).transpose(1, 0, 2).ravel()
+    tiles = columns.reshape(-1, 16, plan.steps, plan.step // 4, 4).transpose(0, 2, 3, 1, 4)  # (tile, step, k/4, column, 4)
+    return np.concatenate([tiles[i : i + 2].swapaxes(0, 1).ravel() for i in range(0, len(tiles), 2)])
+
+
+def depthwise_weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
+    """(c, kh, kw, 1) int8 -> flat: run by run (kh, kw, lane); interleaved: (kw, kh/4, lane, 4)."""
+    kh, kw = plan.kernel
+    out = []
+    for run in output_blocks(plan)[0][1]:
+        taps = weight[run.start : run.start + run.width, :, :, 0][run.order]  # (lane, kh, kw)
+        if interleaves(plan, run):
+            taps = np.pad(taps, ((0, 0), (0, -kh % 4), (0, 0))).reshape(run.width, -1, 4, kw).transpose(3, 1, 0, 2)
+        else:
+            taps = taps.transpose(1, 2, 0)
+        out.append(taps.ravel())
+    return np.concatenate(out)
+
+
+def shift_base(shift: np.ndarray) -> int:
+    """What is taken off every shift: 32 where the kernel can take the high word first."""
+    return HIGH_WORD if shift.min() >= HIGH_WORD else 0
+
+
+def epilogue(constants: Mapping[str, np.ndarray], blocks: Blocks) -> np.ndarray:
+    """Per-channel rescale constants -> flat int64: for every run its multipliers, offset and shift, in lane order."""
+    channels = sum(run.width for _, block in blocks for run in block)
+    spread = {n: np.broadcast_to(constants[n], channels) for n in (*PER_CHANNEL, "shift") if n in constants}
+    fields = [spread[name].astype(np.int64) for name in PER_CHANNEL if name in spread]
+    base = shift_base(constants["shift"])
+    shift = spread["shift"].astype(np.int64) - base
+    out = []
+    for at, block in blocks:
+        for run in block:
+            here = slice(at + run.start, at + run.start + run.width)
+            out += [field[here][run.pair_order] for field in fields]
+            if base and run.quad:
+                out.append(shift[here][run.order].astype(np.int32).view(np.int64))
+            else:
+                out.append(shift[here][run.pair_order])
+    return np.concatenate(out)
+
+
+def epilogue_words(run: Run, fields: int, base: int) -> int:
+    """int64 words that :func:`epilogue` writes for a run with so many fields before the shift."""
+    return fields * run.width + (run.width // 2 if base and run.quad else run.width)

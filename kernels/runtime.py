@@ -1,0 +1,222 @@
+"""Running compiled networks: NumPy, TVM's runtime and a shared library; no compiler, no torch.
+
+``import tvm`` would load the compiler (150 MB) and ``tvm_ffi`` imports torch where it is installed (230 MB), so TVM's
+runtime library is loaded by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intq.errors import IntqError
+from intq.graph import Graph
+from intq.kernels import pack
+from intq.kernels.library import structure
+from intq.value import Value, bind_shape
+
+CPU, POOLED = (1, 0), 2  # TVM's device type and number, and its allocator that keeps freed memory for the next run
+LIBRARY = "cpu.so"  # in an artifact's folder
+ARCH_REQ_XCOMP_PERM, XTILEDATA, ARCH_PRCTL = 0x1023, 18, 158  # Linux: a process asks once for the AMX registers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node's kernel with everything that it takes but the data."""
+
+    name: str
+    op: str
+    kernel: str  # "" for a view
+    inputs: tuple[str, ...]
+    constants: tuple
+    output: Value
+
+
+@dataclass(frozen=True)
+class Network:
+    """A compiled network: ``network(*arrays)`` gives its output, or a tuple of them."""
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    instruction_set: str
+    layers: tuple[Layer, ...]
+    path: Path
+    _main: Callable
+    _constants: Any
+    _module: Any
+
+    def __call__(self, *arrays: np.ndarray):
+        """Integer arrays of the declared dtypes and shapes, any batch. Raises IntqError for others."""
+        results = self._main(*self._tensors(arrays), self._constants)
+        results = tuple(np.from_dlpack(result) for result in results)
+        return results[0] if len(self.outputs) == 1 else results
+
+    def _tensors(self, arrays: Sequence[np.ndarray]) -> list:
+        arrays = [np.asarray(array) for array in arrays]
+        _check(self.inputs, arrays)
+        return [_tensor(array) for array in arrays]
+
+    def time_layers(self, *arrays: np.ndarray, repeats: int = 20) -> dict[str, float]:
+        """Seconds of every node: the minimum over ``repeats`` passes through the whole network, node by node."""
+        n = len(arrays[0])
+        known = dict(zip((v.name for v in self.inputs), self._tensors(arrays), strict=True))
+        calls: list[tuple[str, Callable, list]] = []
+        for layer in self.layers:
+            operands = [known[name] for name in layer.inputs]
+            shape = bind_shape(layer.output.shape, {v.shape[0]: n for v in self.inputs})
+            if layer.kernel:
+                known[layer.name] = _tensor(np.empty(shape, layer.output.dtype))
+                operands += [*layer.constants, known[layer.name]]
+                calls.append((layer.name, self._module[layer.kernel], operands))
+            else:
+                known[layer.name] = _tensor(np.from_dlpack(operands[0]).reshape(shape))
+        best = {layer.name: 0.0 if not layer.kernel else float("inf") for layer in self.layers}
+        for _ in range(repeats):
+            for name, kernel, operands in calls:
+                start = time.perf_counter()
+                kernel(*operands)
+                best[name] = min(best[name], time.perf_counter() - start)
+        return best
+
+
+def compile(source: str | Path | Graph, target: str | dict = "cpu", threads: int | None = None) -> Network:  # noqa: A001
+    """A network that runs on this machine: compiled if need be, then loaded.
+
+    ``source``: an artifact's folder, where the library is kept beside the graph for the next time, or a Graph.
+    Raises IntqError when the artifact is damaged or the target cannot run here.
+    """
+    if isinstance(source, Graph):
+        with tempfile.TemporaryDirectory() as folder:
+            return load(source, _compiled(source, Path(folder), target), threads)
+    import intq
+
+    graph, folder = intq.load(source), Path(source)
+    return load(graph, _compiled(graph, folder, target), threads)
+
+
+def _compiled(graph: Graph, folder: Path, target: str | dict) -> Path:
+    path = folder / LIBRARY
+    if path.is_file() and target == "cpu" and _describe(_open(path)).get("structure") == structure(graph):
+        return path
+    from intq.kernels.lower import build
+
+    build(graph, target).save(path)
+    return path
+
+
+def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
+    """A network from its graph and its compiled library.
+
+    ``threads``: of the whole process (TVM has one pool); all processors by default. Raises IntqError when the library
+    is not that of the graph, or needs instructions that this machine or its kernel withholds.
+    """
+    path = Path(path).resolve()
+    runtime = _runtime()
+    module = _open(path)
+    about = _describe(module)
+    if about.get("structure") != structure(graph):
+        raise IntqError(f"{path} was compiled from another graph or by another version; compile the artifact again")
+    isa = about["instruction_set"]
+    if isa == "amx":
+        _request_amx()
+    use_threads(threads)
+    values, layers, constants = graph.values, [], []
+    for node in graph.nodes:
+        inputs = tuple(values[name] for name in node.inputs)
+        kernel = about["kernels"][node.name]
+        arrays = tuple(_tensor(a) for a in pack.arrays(node, inputs, isa)) if kernel else ()
+        layers.append(Layer(node.name, node.op, kernel, node.inputs, arrays, node.output))
+        constants += arrays
+    machine = module["vm_load_executable"]()
+    machine["vm_initialization"](*CPU, POOLED)
+    packed = runtime.convert(constants)
+    return Network(graph.inputs, graph.outputs, isa, tuple(layers), path, machine["main"], packed, module)
+
+
+def use_threads(threads: int | None) -> None:
+    """The size of TVM's thread pool."""
+    if threads is not None and threads < 1:
+        raise IntqError(f"threads must be 1 or more, got {threads}")
+    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
+    _runtime().get_global_func("runtime.config_threadpool")(1, count)
+
+
+def _runtime():
+    """tvm_ffi with TVM's runtime library, and nothing else of TVM."""
+    if "tvm" in sys.modules:
+        import tvm_ffi
+
+        return tvm_ffi
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # tvm_ffi imports torch where it finds it
+    try:
+        import tvm_ffi
+    except ImportError:
+        raise IntqError("running a compiled network needs apache-tvm: pip install 'intq'") from None
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    spec = importlib.util.find_spec("tvm")
+    if spec is None:
+        raise IntqError("running a compiled network needs apache-tvm, which is not installed")
+    library = Path(spec.origin).parent / "lib"
+    name = {"Darwin": "libtvm_runtime.dylib", "Windows": "tvm_runtime.dll"}.get(platform.system(), "libtvm_runtime.so")
+    ctypes.CDLL(str(library / name), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def _open(path: Path):
+    runtime = _runtime()
+    try:
+        return runtime.load_module(str(path.resolve()))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise IntqError(f"{path} cannot be loaded: {reason}") from None
+
+
+def _describe(module) -> dict:
+    machine = module["vm_load_executable"]()
+    machine["vm_initialization"](*CPU, POOLED)
+    return json.loads(str(machine["description"]()))
+
+
+def _tensor(array: np.ndarray):
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()  # DLPack passes no read-only memory
+    return _runtime().from_dlpack(array)
+
+
+def _check(declared: Sequence[Value], arrays: Sequence[np.ndarray]) -> None:
+    if len(arrays) != len(declared):
+        raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
+    for value, array in zip(declared, arrays, strict=True):
+        if array.dtype.name != value.dtype:
+            raise IntqError(f"input {value.name}: expected {value.dtype}, got {array.dtype.name}")
+        fits = len(array.shape) == len(value.shape) and all(
+            isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(map(str, value.shape))
+            raise IntqError(f"input {value.name}: expected shape ({wanted}), got {array.shape}")
+
+
+def _request_amx() -> None:
+    if platform.system() != "Linux" or ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA):
+        raise IntqError(
+            "this library uses AMX and the operating system denies it here; compile for another instruction set, "
+            'e.g. target "llvm -mcpu=icelake-server"'
+        )
