@@ -221,7 +221,7 @@ def mean(net: Network, x: Value) -> Value:
     """Global average pooling: (n, h, w, c) -> (n, 1, 1, c)."""
     scale, zero_point = net.meaning("uint8")
     h, w = x.shape[1:3]
-    real = np.sqrt(h * w) * SPREAD["uint8"] / SPREAD[x.dtype] / (h * w)
+    real = 1.5 * SPREAD["uint8"] / SPREAD[x.dtype] / (h * w)
     (multiplier,), shift = dyadic_terms([real])
     offset = offset_of(-real * h * w * x.zero_point, shift, zero_point)
     constants = {"multiplier": multiplier, "offset": offset, "shift": shift}

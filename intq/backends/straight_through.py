@@ -95,7 +95,9 @@ def table_slope(node: Node, x: Value) -> Tensor:
     q = torch.arange(256, dtype=torch.float64, requires_grad=True)
     function = FUNCTIONS.get(node.attrs["function"])
     if function:
-        real = (function((q - x.zero_point) * x.scale) / y.scale + y.zero_point).clamp(*DTYPE_RANGE[y.dtype])
+        low, high = DTYPE_RANGE[y.dtype]
+        real = function((q - x.zero_point) * x.scale) / y.scale + y.zero_point
+        real = real.clamp(low - 0.5, high + 0.5)  # what still rounds to the ends is not cut off
         if (real - table).abs().max() <= 1:
             return torch.autograd.grad(real.sum(), q)[0]
     near = (torch.arange(256)[:, None] + torch.arange(-4, 5)).clamp(0, 255)  # (entry, neighbour)
