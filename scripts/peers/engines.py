@@ -1,0 +1,264 @@
+"""The peers: one network exported, quantized by each in the way that suits it best, and cached outside the tree."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from intq.errors import IntqError
+from intq.vision.assets import cache_folder
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One competitor: what `worker.py` needs to run it."""
+
+    engine: str
+    precision: str
+    network: Path
+    input: Path
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """Settings of ONNX Runtime's static quantization; weights per channel always."""
+
+    format: str = "QDQ"  # or QOperator
+    activation: str = "QUInt8"
+    weight: str = "QInt8"
+    method: str = "MinMax"
+
+    def __str__(self) -> str:
+        return f"{self.format} {self.activation}/{self.weight} {self.method}"
+
+
+# Those that some processor runs fast; QOperator with signed activations has no fast kernel on x86 and is warned about.
+ONNX_RUNTIME_CANDIDATES = (
+    OnnxRuntime("QDQ", "QUInt8", "QInt8"),
+    OnnxRuntime("QOperator", "QUInt8", "QInt8"),
+    OnnxRuntime("QDQ", "QInt8", "QInt8"),
+    OnnxRuntime("QOperator", "QUInt8", "QUInt8"),
+)
+
+
+def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path) -> Path:
+    """Write a network as ONNX for inputs of x's shape (n, c, h, w), with BatchNorm folded and shapes inferred."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    raw = path.with_suffix(".raw.onnx")
+    with quiet():
+        torch.onnx.export(
+            module, (torch.from_numpy(x),), raw, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"]
+        )
+        quant_pre_process(raw, path)
+    raw.unlink()
+    return path
+
+
+def quantize_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], path: Path, settings: OnnxRuntime) -> Path:
+    """ONNX Runtime's static quantization, with ranges from the batches of `calibration`, each of the export's shape."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"x": batch}
+
+    with quiet():
+        quantization.quantize_static(
+            onnx,
+            path,
+            Reader(),
+            quant_format=quantization.QuantFormat[settings.format],
+            activation_type=quantization.QuantType[settings.activation],
+            weight_type=quantization.QuantType[settings.weight],
+            calibrate_method=quantization.CalibrationMethod[settings.method],
+            per_channel=True,
+        )
+    return path
+
+
+def save_openvino(onnx: Path, path: Path) -> Path:
+    """The float32 network in OpenVINO's format."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=False)
+    return path
+
+
+def quantize_openvino(onnx: Path, calibration: Sequence[np.ndarray], path: Path, **options) -> Path:
+    """NNCF's post-training quantization of the OpenVINO network; `options` are those of nncf.quantize."""
+    import openvino
+
+    with quiet():
+        import nncf
+
+        dataset = nncf.Dataset(list(calibration))
+        model = nncf.quantize(openvino.convert_model(onnx), dataset, subset_size=len(calibration), **options)
+    openvino.save_model(model, path)
+    return path
+
+
+def prepare(name: str, module: torch.nn.Module, calibration: Sequence[np.ndarray], threads: int) -> list[Entry]:
+    """Every peer's int8 and float32 network, quantized now or found in the cache.
+
+    `calibration`: float32 batches (n, c, h, w), of which the first is also the input that is timed. ONNX Runtime gets
+    the settings that are fastest on this processor with `threads` threads: each is tried.
+    """
+
+    def build(folder: Path) -> None:
+        np.save(folder / "x.npy", calibration[0])
+        onnx = export_onnx(module, calibration[0], folder / "float32.onnx")
+        save_openvino(onnx, folder / "float32.xml")
+        quantize_openvino(onnx, calibration, folder / "int8.xml")
+        settings = fastest_onnxruntime(onnx, calibration, folder, threads)
+        (folder / "onnxruntime.txt").write_text(f"{settings}\n")
+
+    key = [Path(__file__).read_bytes(), _processor(), *map(version, ("torch", "onnxruntime", "openvino", "nncf"))]
+    folder = cached(name, [*key, *module.state_dict().values(), *calibration], build)
+    return [
+        Entry(engine, precision, folder / f"{precision}.{suffix}", folder / "x.npy")
+        for precision in ("int8", "float32")
+        for engine, suffix in (("onnxruntime", "onnx"), ("openvino", "xml"))
+    ]
+
+
+def fastest_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], folder: Path, threads: int) -> OnnxRuntime:
+    """Quantize with each candidate's settings, keep the fastest network as `int8.onnx`, and return its settings."""
+    entries = {
+        settings: Entry(
+            "onnxruntime",
+            "int8",
+            quantize_onnxruntime(onnx, calibration, folder / f"candidate{i}.onnx", settings),
+            folder / "x.npy",
+        )
+        for i, settings in enumerate(ONNX_RUNTIME_CANDIDATES)
+    }
+    times = dict(zip(entries, race(list(entries.values()), threads, rounds=4), strict=True))
+    best = min(times, key=lambda settings: times[settings].min_ms)
+    entries[best].network.replace(folder / "int8.onnx")
+    for path in folder.glob("candidate*"):
+        path.unlink()
+    return best
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a race measured of one entry."""
+
+    min_ms: float
+    median_ms: float
+    peak_memory_mb: float
+
+
+def race(
+    entries: Sequence[Entry],
+    threads: int,
+    rounds: int,
+    seconds: float = 0.25,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Timing]:
+    """Time the entries against each other: each in a process of its own, in turn, `rounds` times for `seconds` each.
+
+    Taking turns lets whatever else the machine does hit all of them alike. Raises IntqError when one fails.
+    """
+    times: list[list[float]] = [[] for _ in entries]
+    memory = [0.0] * len(entries)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker(entry, threads)) for entry in entries]
+        for turn in range(rounds * len(entries)):
+            i = turn % len(entries)
+            reply = _ask(workers[i], entries[i], seconds)
+            times[i] += reply["times"]
+            memory[i] = reply["peak_memory_mb"]
+            advance(turn + 1, rounds * len(entries))
+    return [
+        Timing(1e3 * min(each), 1e3 * statistics.median(each), peak) for each, peak in zip(times, memory, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
+    arguments = [entry.engine, entry.network, entry.input, threads, entry.precision]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(WORKER.parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, WORKER, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _ask(process: subprocess.Popen, entry: Entry, seconds: float) -> dict:
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(f"{seconds}\n")
+        process.stdin.flush()
+    reply = process.stdout.readline()
+    if not reply:
+        raise IntqError(f"{entry.engine} {entry.precision} failed on {entry.network}: its own message is above")
+    return json.loads(reply)
+
+
+def cached(name: str, key: Iterable[bytes | str | np.ndarray | torch.Tensor], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled for this name and key, now or before: it is in the cache whole or not at all."""
+    digest = hashlib.sha256()
+    for item in key:
+        item = item.encode() if isinstance(item, str) else item
+        digest.update(item if isinstance(item, bytes) else np.ascontiguousarray(item).tobytes())
+    folder = cache_folder() / "peers" / f"{name}-{digest.hexdigest()[:16]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as temporary:
+            work = Path(temporary, "work")
+            work.mkdir()
+            build(work)
+            work.replace(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars, notices and deprecations of the peers' tools."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _processor() -> str:
+    """The name of the processor: what is fastest on one need not be on another."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+    return "\n".join([platform.machine(), *flags])
