@@ -190,8 +190,10 @@ def compile_(
     ] = None,
     force: Force = False,
 ) -> Answer:
-    """Compile an artifact into one library beside it, which the other commands and intq.compile then load at once.
-    (They compile for this machine by themselves when there is none.)
+    """Compile an artifact into one library.
+
+    The library is kept in the artifact, where the other commands and intq.compile load it at once. Without it they
+    compile for this machine and keep theirs.
 
     [b]Examples[/]
 
@@ -232,7 +234,7 @@ def run(
     top: Annotated[int, typer.Option(min=1, help="Print so many labels.")] = 5,
     threads: Threads = None,
 ) -> Answer:
-    """Run an artifact on files: the best labels with their integer scores.
+    """Run an artifact on files: best labels, integer scores.
 
     [b]Examples[/]
 
@@ -254,8 +256,10 @@ def run(
 
 @command("verify")
 def verify(folder: Folder, seed: Seed = 0, threads: Threads = None) -> Answer:
-    """Prove an artifact exact: every backend equals the reference to the last bit, no sum can overflow, and no kernel
-    computes in floating point. Exit code 1 when it does not hold.
+    """Prove an artifact exact, overflow-free and free of floating point.
+
+    Every backend is compared with the reference to the last bit on random and extreme inputs, the bounds are derived
+    again, and the compiled kernels are disassembled. Exit code 1 when any of it does not hold.
 
     [b]Examples[/]
 
@@ -285,7 +289,10 @@ def bench(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> Answer:
-    """Measure time and memory in a process of its own, and what each layer reaches of the core's peak.
+    """Measure time, memory, and what each layer reaches of the peak.
+
+    The network runs in a process of its own, as where it is deployed. The peak is that of a loop of the same
+    instruction, measured in turn with the layers.
 
     [b]Examples[/]
 

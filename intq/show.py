@@ -12,7 +12,7 @@ from rich.table import Column, Table
 def labels(rows: list[dict[str, Any]]) -> Table:
     """`intq run`: the best labels of each file."""
     table = Table(
-        "input", Column("label", style="bold"), Column("score", justify="right"), box=None, header_style="dim"
+        "input", Column("label", style="bold", no_wrap=True), Column("score", justify="right"), box=None, header_style="dim"
     )
     for item in rows:
         for rank, row in enumerate(item["top"]):
