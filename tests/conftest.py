@@ -1,10 +1,9 @@
-"""What all tests share: one thread per process (scripts/test runs one process per core) and the checkout's root."""
+"""What all tests share: one thread a process (scripts/test runs a process for each core) and the checkout's root."""
 
 import os
 
-# Set before NumPy, torch or TVM is imported anywhere: their thread pools read it once.
-for variable in ("OMP_NUM_THREADS", "TVM_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+# Set before NumPy and torch are imported anywhere: their thread pools read it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path  # noqa: E402
 
