@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -61,8 +63,7 @@ def verify(
     audit = None
     backends = {"torch": _torch(graph)}
     if kernels:
-        network = network or _kernels("runtime").compile(graph)
-        audit = _kernels("audit").audit(network)
+        network, audit = _audited(graph, network)
         backends["cpu"] = _outputs_of(network, graph)
     batches = [*probes(graph.inputs, seed), *_images(graph, images)]
     comparisons: list[Comparison] = []
@@ -144,6 +145,16 @@ def _outputs_of(network: Callable[..., Any], graph: Graph) -> Callable[[Arrays],
         return {name: np.asarray(y) for name, y in zip(graph.outputs, outputs, strict=True)}
 
     return values
+
+
+def _audited(graph: Graph, network):
+    """The compiled network and its float audit, which reads the library's file."""
+    with TemporaryDirectory() as folder:
+        if network is None:
+            path = Path(folder) / "cpu.so"
+            _kernels("lower").build(graph).save(path)
+            network = _kernels("runtime").load(graph, path)
+        return network, _kernels("audit").audit(network)
 
 
 def _kernels(module: str):
