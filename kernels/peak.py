@@ -1,46 +1,44 @@
-"""The core's peak: operations a second of a loop of the multiply instruction that the kernels use, and nothing else."""
+"""The core's peak: operations a second of a loop of the multiply instruction that the kernels use, and of nothing else."""
 
 from __future__ import annotations
 
 import time
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from intq.errors import IntqError
 
-ROUNDS, PER_ROUND = 20_000, 16  # loop turns, and independent instructions in each
+TURNS, INSTRUCTIONS = 20_000, 8  # of the loop, and independent ones in each turn
 OPERATIONS = {"amx": 2 * 16 * 16 * 64, "vnni": 2 * 64, "avx2": 2 * 16, "plain": 2 * 16}  # of one instruction
 
 
 def peak(instruction_set: str, threads: int) -> float:
-    """Operations (multiplications and additions) a second of ``threads`` threads, from one short measurement."""
+    """Operations (multiplications and additions) a second of ``threads`` threads, the best of a few milliseconds."""
     from intq.kernels import runtime
 
-    run, turns = _loop(instruction_set), ROUNDS
-    runtime.use_threads(threads)
+    if instruction_set not in OPERATIONS:
+        raise IntqError(f"there is no instruction set {instruction_set!r}: {', '.join(OPERATIONS)}")
+    loop = _loop(instruction_set)
     if instruction_set == "amx":
         runtime.request_amx()
-    out = runtime.tensor(np.zeros(threads * 16, np.int32))
+    runtime.use_threads(threads)
+    out = runtime.tensor(np.zeros(threads * 1024, np.int32))
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        run(out)
+        loop(out)
         best = min(best, time.perf_counter() - start)
-    return OPERATIONS[instruction_set] * PER_ROUND * turns * threads / best
+    return OPERATIONS[instruction_set] * INSTRUCTIONS * TURNS * threads / best
 
 
 @cache
 def _loop(instruction_set: str):
-    """The compiled loop: every thread runs it whole."""
-    from intq.kernels import lower, runtime
-    from intq.kernels.cpu.peak import loop
+    """The compiled loop: each thread of out (threads x 1024 int32) runs it whole."""
+    import tvm
 
-    if instruction_set not in OPERATIONS:
-        raise IntqError(f"there is no instruction set {instruction_set!r}: {', '.join(OPERATIONS)}")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "peak.so"
-        lower.library(loop(instruction_set, ROUNDS, PER_ROUND), instruction_set).export_library(str(path))
-        return runtime.open_library(path)["peak"]
+    from intq.kernels.cpu.peak import loop
+    from intq.kernels.targets import choose
+
+    module = tvm.IRModule({"peak": loop(instruction_set, TURNS, INSTRUCTIONS)})
+    return tvm.compile(module, target=choose("cpu", instruction_set).target)["peak"]

@@ -66,7 +66,7 @@ class Network:
     def _tensors(self, arrays: Sequence[np.ndarray]) -> list:
         arrays = [np.asarray(array) for array in arrays]
         _check(self.inputs, arrays)
-        return [_tensor(array) for array in arrays]
+        return [tensor(array) for array in arrays]
 
     def time_layers(self, *arrays: np.ndarray, repeats: int = 20) -> dict[str, float]:
         """Seconds of every node: the minimum over ``repeats`` passes through the whole network, node by node."""
@@ -77,11 +77,11 @@ class Network:
             operands = [known[name] for name in layer.inputs]
             shape = bind_shape(layer.output.shape, {v.shape[0]: n for v in self.inputs})
             if layer.kernel:
-                known[layer.name] = _tensor(np.empty(shape, layer.output.dtype))
+                known[layer.name] = tensor(np.empty(shape, layer.output.dtype))
                 operands += [*layer.constants, known[layer.name]]
                 calls.append((layer.name, self._module[layer.kernel], operands))
             else:
-                known[layer.name] = _tensor(np.from_dlpack(operands[0]).reshape(shape))
+                known[layer.name] = tensor(np.from_dlpack(operands[0]).reshape(shape))
         best = {layer.name: 0.0 if not layer.kernel else float("inf") for layer in self.layers}
         for _ in range(repeats):
             for name, kernel, operands in calls:
@@ -130,13 +130,13 @@ def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
         raise IntqError(f"{path} was compiled from another graph or by another version; compile the artifact again")
     isa = about["instruction_set"]
     if isa == "amx":
-        _request_amx()
+        request_amx()
     use_threads(threads)
     values, layers, constants = graph.values, [], []
     for node in graph.nodes:
         inputs = tuple(values[name] for name in node.inputs)
         kernel = about["kernels"][node.name]
-        arrays = tuple(_tensor(a) for a in pack.arrays(node, inputs, isa)) if kernel else ()
+        arrays = tuple(tensor(a) for a in pack.arrays(node, inputs, isa)) if kernel else ()
         layers.append(Layer(node.name, node.op, kernel, node.inputs, arrays, node.output))
         constants += arrays
     machine = module["vm_load_executable"]()
@@ -145,12 +145,22 @@ def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
     return Network(graph.inputs, graph.outputs, isa, tuple(layers), path, machine["main"], packed, module)
 
 
-def use_threads(threads: int | None) -> None:
-    """The size of TVM's thread pool."""
-    if threads is not None and threads < 1:
-        raise IntqError(f"threads must be 1 or more, got {threads}")
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
-    _runtime().get_global_func("runtime.config_threadpool")(1, count)
+def use_threads(threads: int | None = None) -> None:
+    """The size of TVM's thread pool, which all networks of a process share; by default one for each processor.
+
+    Raises IntqError when the pool cannot grow so far: its size is fixed when it is first used.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = processors if threads is None else threads
+    if count < 1:
+        raise IntqError(f"threads must be 1 or more, got {count}")
+    # TVM would take half of the processors for hyper-threads, and bind the caller's thread to one of them
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(processors, count)))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    function = _runtime().get_global_func
+    function("runtime.config_threadpool")(1, count)
+    if function("runtime.NumThreads")() != count:
+        raise IntqError(f"the thread pool has {function('runtime.NumThreads')()} threads, asked for {count}: start anew")
 
 
 def _runtime():
@@ -193,7 +203,7 @@ def _describe(module) -> dict:
     return json.loads(str(machine["description"]()))
 
 
-def _tensor(array: np.ndarray):
+def tensor(array: np.ndarray):
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:
         array = array.copy()  # DLPack passes no read-only memory
@@ -214,7 +224,7 @@ def _check(declared: Sequence[Value], arrays: Sequence[np.ndarray]) -> None:
             raise IntqError(f"input {value.name}: expected shape ({wanted}), got {array.shape}")
 
 
-def _request_amx() -> None:
+def request_amx() -> None:
     if platform.system() != "Linux" or ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA):
         raise IntqError(
             "this library uses AMX and the operating system denies it here; compile for another instruction set, "

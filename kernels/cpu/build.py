@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
+
+
+STACK_BYTES = 1024
 
 
 def i64(value):
@@ -85,5 +89,15 @@ def scratch(size: int, dtype: str):
 
 
 def local(size: int, dtype: str):
-    """A buffer of one thread, on its stack; inside the parallel region."""
-    return T.alloc_buffer((size,), dtype, scope="local", align=64)
+    """A small buffer of one thread, on its stack; used at constant places only, it becomes registers.
+
+    TVM keeps less than 1 KB on the stack: what is larger comes from its workspace, see :func:`workspace`.
+    """
+    if size * np.dtype(dtype).itemsize >= STACK_BYTES:
+        raise ValueError(f"{size} {dtype} are too many for the stack")
+    return T.alloc_buffer((size,), dtype, scope="global", align=64)
+
+
+def workspace(size: int, dtype: str):
+    """A buffer of one thread; at the top of the parallel region, where it is taken once a thread."""
+    return T.alloc_buffer((size,), dtype, scope="global", align=64)

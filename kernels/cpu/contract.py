@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import copy, i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
+from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, scratch, serial, workspace
 from intq.kernels.cpu.constants import Channelwise
 from intq.kernels.cpu.gather import pad_image, window_rows
 from intq.kernels.cpu.lanes import accumulated, load, store
@@ -73,43 +73,43 @@ class _Writer:
         h, w, c = plan.source
         image_bytes = h * w * c
         if plan.mode == "direct":
-            with self._region():
-                self._product(self.x, i64(0), n * plan.image_rows, i64(0), i64(0))
+            with self._region() as acc:
+                self._product(acc, self.x, i64(0), n * plan.image_rows, i64(0), i64(0))
         elif plan.mode == "rows":
             rows = self.x.shape[0] // c
             panel = scratch(tile * plan.pitch, "uint8")
-            with self._region(), serial((rows + tile - 1) // tile) as block:
+            with self._region() as acc, serial((rows + tile - 1) // tile) as block:
                 count = tirx.min(i64(tile), rows - block * tile)
                 with parallel(count, barrier=True) as r:
                     copy(panel, r * plan.pitch, self.x, (block * tile + r) * c, c)
-                self._product(panel, i64(0), count, block * tile, i64(0), barrier=True)
+                self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
         else:
             padded = scratch(plan.padded[0] * plan.padded[1] * c, "uint8") if pad_value is not None else self.x
             in_columns = plan.mode == "columns"
             panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if in_columns else None
-            with self._region(), serial(n) as image:
+            with self._region() as acc, serial(n) as image:
                 at = image * image_bytes
                 if pad_value is not None:
                     pad_image(padded, self.x, image, pad_value, plan.source, plan.padding)
                     at = i64(0)
                 if not in_columns:
-                    self._product(padded, at, plan.image_rows, image, i64(0), barrier=True)
+                    self._product(acc, padded, at, plan.image_rows, image, i64(0), barrier=True)
                 else:
                     with serial(plan.groups) as group:
                         window_rows(panel, padded, at, plan, group)
                         first = image * plan.image_rows
-                        self._product(panel, i64(0), plan.image_rows, first, group, barrier=True)
+                        self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
 
     @contextmanager
     def _region(self):
         with parallel_region():
             if self.plan.isa_name == "amx":
                 micro.amx_configure(self.plan)
-            yield
+            yield workspace(self.plan.isa.rows * self.plan.isa.columns, "int32")
             if self.plan.isa_name == "amx":
                 micro.amx_release()
 
-    def _product(self, a, at, rows, first, group, barrier: bool = False) -> None:
+    def _product(self, acc, a, at, rows, first, group, barrier: bool = False) -> None:
         """All tiles of ``rows`` rows of A from ``a[at]`` on. Output rows count from ``first`` (flat: image ``first``).
 
         The last tile of rows begins early enough to end with them: it computes some rows a second time, and nothing
@@ -118,7 +118,6 @@ class _Writer:
         plan, tile = self.plan, self.plan.isa.rows
         blocks = plan.blocks
         row_tiles = -(-rows // tile) if isinstance(rows, int) else (rows + tile - 1) // tile
-        acc = local(tile * plan.isa.columns, "int32")
         # units of work follow one another so that a thread keeps the larger operand: its columns of W or its rows of A
         by_columns = plan.k * plan.columns > plan.source[0] * plan.source[1] * plan.source[2]
         with parallel(row_tiles * len(blocks), barrier) as unit:

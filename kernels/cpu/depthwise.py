@@ -102,11 +102,11 @@ def _interleaved(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finis
     fours = -(-kh // 4)
     with serial(-(-ow // pixels)) as tile:
         left = T.Bind(tirx.min(tile * pixels, i64(ow - pixels)))
-        sums = local(pixels * run.width, "int32")
-        place = lambda p, j: ramp((p * 4 + j) * lanes, lanes)  # noqa: E731
+        sums = [local(run.width, "int32") for _ in range(pixels)]
+        place = lambda j: ramp(j * lanes, lanes)  # noqa: E731
         for p in range(pixels):
             for j in range(4):
-                T.buffer_store(sums, splat(0, "int32", lanes), [place(p, j)])
+                T.buffer_store(sums[p], splat(0, "int32", lanes), [place(j)])
         for column in range((pixels - 1) * stride + (kw - 1) * dw + 1):
             users = [(p, t) for p in range(pixels) for t in range(kw) if p * stride + t * dw == column]
             for four in range(fours if users else 0):
@@ -119,12 +119,11 @@ def _interleaved(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finis
                     quad = T.Bind(quad)
                     for p, t in users:
                         w = weight[ramp(taps_at + ((t * fours + four) * 4 + j) * run.width, run.width)]
-                        total = tirx.call_llvm_pure_intrin(
-                            f"int32x{lanes}", PRODUCT[run.width], sums[place(p, j)], quad, w
-                        )
-                        T.buffer_store(sums, total, [place(p, j)])
+                        name, old = PRODUCT[run.width], sums[p][place(j)]
+                        total = tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, old, quad, w)
+                        T.buffer_store(sums[p], total, [place(j)])
         for p in range(pixels):
-            finish(left + p, Vector(tuple(sums[place(p, j)] for j in range(4)), "int32", True))
+            finish(left + p, Vector(tuple(sums[p][place(j)] for j in range(4)), "int32", True))
 
 
 def _interleave(rows: list, width: int) -> list:

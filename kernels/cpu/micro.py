@@ -47,19 +47,19 @@ def amx_configure(plan: Plan) -> None:
     content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
     for i, byte in enumerate(content):
         T.buffer_store(palette, tirx.const(byte, "uint8"), [i64(i)])
-    _amx("ldtilecfg", T.address_of(palette[i64(0)]))
+    amx_instruction("ldtilecfg", T.address_of(palette[i64(0)]))
 
 
 def amx_release() -> None:
     """Give the tiles back, or the next context switches save 8 KB each."""
-    _amx("tilerelease")
+    amx_instruction("tilerelease")
 
 
-def _amx(name: str, *arguments) -> None:
+def amx_instruction(name: str, *arguments) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
 
 
-def _tile(number: int):
+def tile(number: int):
     return tirx.const(number, "int8")
 
 
@@ -70,109 +70,111 @@ def amx(plan: Plan, a, at, weight, start, acc, runs) -> None:
         pair = start + first * 16 * plan.step * plan.steps
         for i in range(2):
             for j in range(count):
-                _amx("tilezero", _tile(2 * i + j))
+                amx_instruction("tilezero", tile(2 * i + j))
 
         def step(offset, index, pair=pair, count=count):
             for j in range(count):
                 where = pair + (index * count + j) * (16 * plan.step)
-                _amx("tileloadd64", _tile(6 + j), T.address_of(weight[where]), i64(64))
+                amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
             for i in range(2):
-                _amx("tileloadd64", _tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch))
+                amx_instruction("tileloadd64", tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch))
                 for j in range(count):
-                    _amx("tdpbusd", _tile(2 * i + j), _tile(4 + i), _tile(6 + j))
+                    amx_instruction("tdpbusd", tile(2 * i + j), tile(4 + i), tile(6 + j))
 
         _steps(plan, step)
         for i in range(2):
             for j in range(count):
                 where = T.address_of(acc[i64(i * 16 * width + (first + j) * 16)])
-                _amx("tilestored64", _tile(2 * i + j), where, i64(4 * width))
+                amx_instruction("tilestored64", tile(2 * i + j), where, i64(4 * width))
 
 
 # ---- vectors: rows x registers of accumulators ------------------------------------------------------------------
 
 
-def _registers(plan: Plan, acc, width: int, first: int, columns: int, lanes: int, multiply) -> None:
-    """Hold rows x columns accumulators in registers over all of K, then store them."""
-    rows, vectors = plan.isa.rows, columns // lanes
-    registers = local(rows * columns, "int32")
-    place = lambda i, j: ramp((i * vectors + j) * lanes, lanes)  # noqa: E731
-    for i in range(rows):
-        for j in range(vectors):
-            T.buffer_store(registers, splat(0, "int32", lanes), [place(i, j)])
-    multiply(registers, place)
-    for i in range(rows):
-        for j in range(vectors):
-            T.buffer_store(acc, registers[place(i, j)], [ramp(i * width + first + j * lanes, lanes)])
+class _Registers:
+    """rows x columns int32 accumulators, held in registers over all of K."""
+
+    def __init__(self, rows: int, columns: int, lanes: int) -> None:
+        self.lanes, self.vectors = lanes, columns // lanes
+        self.rows = [local(columns, "int32") for _ in range(rows)]
+        for i, j in self.places():
+            self.set(i, j, splat(0, "int32", lanes))
+
+    def places(self):
+        return [(i, j) for i in range(len(self.rows)) for j in range(self.vectors)]
+
+    def get(self, i: int, j: int):
+        return self.rows[i][ramp(j * self.lanes, self.lanes)]
+
+    def set(self, i: int, j: int, value) -> None:
+        T.buffer_store(self.rows[i], value, [ramp(j * self.lanes, self.lanes)])
+
+    def spill(self, acc, width: int, first: int) -> None:
+        """Store the sums to columns ``first`` on of acc, whose rows lie ``width`` apart."""
+        for i, j in self.places():
+            T.buffer_store(acc, self.get(i, j), [ramp(i * width + first + j * self.lanes, self.lanes)])
 
 
 def vnni(plan: Plan, a, at, weight, start, acc, runs) -> None:
     """vpdpbusd: four products of bytes added to each of 16 int32 lanes."""
-    width = padded_width(runs)
+    width, name = padded_width(runs), "llvm.x86.avx512.vpdpbusd.512"
+    sums = _Registers(plan.isa.rows, width, 16)
 
-    def multiply(registers, place):
-        def step(offset, index):
-            with serial(plan.step // 4) as k:
-                row = start + (index * (plan.step // 4) + k) * (4 * width)
-                for i in range(plan.isa.rows):
-                    four = reinterpret(a[ramp(at + i * plan.pitch + offset + 4 * k, 4)], "int32")
-                    four = reinterpret(splat(four, "int32", 16), "uint8x64")
-                    for j in range(width // 16):
-                        w = weight[ramp(row + 64 * j, 64)]
-                        name = "llvm.x86.avx512.vpdpbusd.512"
-                        total = tirx.call_llvm_pure_intrin("int32x16", name, registers[place(i, j)], four, w)
-                        T.buffer_store(registers, total, [place(i, j)])
+    def step(offset, index):
+        with serial(plan.step // 4) as k:
+            row = start + (index * (plan.step // 4) + k) * (4 * width)
+            for i in range(plan.isa.rows):
+                four = reinterpret(a[ramp(at + i * plan.pitch + offset + 4 * k, 4)], "int32")
+                four = reinterpret(splat(four, "int32", 16), "uint8x64")
+                for j in range(width // 16):
+                    w = weight[ramp(row + 64 * j, 64)]
+                    sums.set(i, j, tirx.call_llvm_pure_intrin("int32x16", name, sums.get(i, j), four, w))
 
-        _steps(plan, step)
-
-    _registers(plan, acc, width, 0, width, 16, multiply)
+    _steps(plan, step)
+    sums.spill(acc, width, 0)
 
 
 def avx2(plan: Plan, a, at, weight, start, acc, runs) -> None:
     """vpmaddwd on bytes extended to words: exact (vpmaddubsw would saturate). Eight k of a row at a time."""
-    width = padded_width(runs)
-
-    def half(first):
-        def multiply(registers, place):
-            def step(offset, index):
-                with serial(plan.step // 8) as k:
-                    row = start + (index * (plan.step // 8) + k) * (8 * width)
-                    words = []
-                    for i in range(plan.isa.rows):
-                        eight = reinterpret(a[ramp(at + i * plan.pitch + offset + 8 * k, 8)], "int64")
-                        eight = reinterpret(splat(eight, "int64", 2), "uint8x16").astype("int16x16")
-                        words.append(T.Bind(reinterpret(eight, "int32x8")))  # both halves: k 0..7 as four pairs
-                    for pair in range(4):
-                        indices = [tirx.const(q, "int32") for q in [pair] * 4 + [4 + pair] * 4]
-                        for i in range(plan.isa.rows):
-                            two = reinterpret(tirx.Shuffle([words[i]], indices), "int16x16")
-                            for j in range(2):
-                                w = weight[ramp(row + pair * 2 * width + 2 * (first + 8 * j), 16)].astype("int16x16")
-                                product = tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", two, w)
-                                T.buffer_store(registers, registers[place(i, j)] + product, [place(i, j)])
-
-            _steps(plan, step)
-
-        _registers(plan, acc, width, first, 16, 8, multiply)
-
+    width, rows = padded_width(runs), plan.isa.rows
     for first in range(0, width, 16):
-        half(first)
+        sums = _Registers(rows, 16, 8)
+
+        def step(offset, index, first=first, sums=sums):
+            with serial(plan.step // 8) as k:
+                row = start + (index * (plan.step // 8) + k) * (8 * width)
+                words = []
+                for i in range(rows):
+                    eight = reinterpret(a[ramp(at + i * plan.pitch + offset + 8 * k, 8)], "int64")
+                    eight = reinterpret(splat(eight, "int64", 2), "uint8x16").astype("int16x16")
+                    words.append(T.Bind(reinterpret(eight, "int32x8")))  # both halves: k 0..7 as four pairs
+                for pair in range(4):
+                    indices = [tirx.const(q, "int32") for q in [pair] * 4 + [4 + pair] * 4]
+                    for i in range(rows):
+                        two = reinterpret(tirx.Shuffle([words[i]], indices), "int16x16")
+                        for j in range(2):
+                            w = weight[ramp(row + pair * 2 * width + 2 * (first + 8 * j), 16)].astype("int16x16")
+                            product = tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", two, w)
+                            sums.set(i, j, sums.get(i, j) + product)
+
+        _steps(plan, step)
+        sums.spill(acc, width, first)
 
 
 def plain(plan: Plan, a, at, weight, start, acc, runs) -> None:
     """Any processor: LLVM picks the instructions of a 16-lane int32 product."""
     width = padded_width(runs)
+    sums = _Registers(plan.isa.rows, width, width)
 
-    def multiply(registers, place):
-        def step(offset, index):
-            with serial(plan.step) as k:
-                w = weight[ramp(start + (index * plan.step + k) * width, width)].astype(f"int32x{width}")
-                for i in range(plan.isa.rows):
-                    x = splat(a[at + i * plan.pitch + offset + k].astype("int32"), "int32", width)
-                    T.buffer_store(registers, registers[place(i, 0)] + x * w, [place(i, 0)])
+    def step(offset, index):
+        with serial(plan.step) as k:
+            w = weight[ramp(start + (index * plan.step + k) * width, width)].astype(f"int32x{width}")
+            for i in range(plan.isa.rows):
+                x = splat(a[at + i * plan.pitch + offset + k].astype("int32"), "int32", width)
+                sums.set(i, 0, sums.get(i, 0) + x * w)
 
-        _steps(plan, step)
-
-    _registers(plan, acc, width, 0, width, width, multiply)
+    _steps(plan, step)
+    sums.spill(acc, width, 0)
 
 
 MICROKERNELS = {"amx": amx, "vnni": vnni, "avx2": avx2, "plain": plain}
