@@ -1,0 +1,86 @@
+"""The comparison with the peers, end to end on a small network."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from intq.vision import domain
+from intq.vision.metrics import sqnr_db
+from intq.vision.synthetic import random_images
+
+SMALL = "small_mobilenet_v2"
+
+
+@pytest.fixture
+def peers(root, monkeypatch):
+    """The modules of scripts/peers."""
+    monkeypatch.syspath_prepend(root / "scripts" / "peers")
+
+
+def test_bench_prints_a_row_for_each_engine_and_precision(root, tmp_path):
+    command = [root / "scripts" / "bench_peers", "--models", SMALL, "--threads", "1", "--rounds", "1", "--json"]
+    done = subprocess.run(command, env=os.environ | {"INTQ_CACHE": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(row["engine"], row["precision"]) for row in rows] == [
+        ("intq", "int8"),
+        ("onnxruntime", "int8"),
+        ("openvino", "int8"),
+        ("onnxruntime", "float32"),
+        ("openvino", "float32"),
+    ]
+    for row in rows:
+        assert row.keys() == {"model", "threads", "engine", "precision", "min_ms", "median_ms", "peak_memory_mb"}
+        assert (row["model"], row["threads"]) == (SMALL, 1)
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert 10 < row["peak_memory_mb"] < 1000
+    assert not list((tmp_path / "peers").glob(".*"))  # nothing half-built stays
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own
+def test_every_engine_quantizes_the_same_network(peers, tmp_path):
+    from accuracy import competitors
+
+    checkpoint = domain.random(SMALL, seed=0)
+    calibration, unseen = random_images(16, (28, 28), 0, 1), random_images(8, (28, 28), 1, 1)
+    expected = domain.network(checkpoint)(unseen)
+    noise = {
+        (engine, settings): sqnr_db(quantize()(unseen), expected)
+        for engine, settings, quantize in competitors(checkpoint, calibration, tmp_path)
+    }
+    assert {engine for engine, _ in noise} == {"intq", "onnxruntime", "openvino"}
+    assert min(noise.values()) > 10, noise
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tables(peers):
+    import accuracy
+    import bench
+
+    timing = {"model": "net", "threads": 2, "precision": "int8", "median_ms": 9.0, "peak_memory_mb": 50.0}
+    rows = [timing | {"engine": "openvino", "min_ms": 8.0}, timing | {"engine": "intq", "min_ms": 4.0}]
+    assert bench.markdown(rows).splitlines()[-1] == "| net | 2 | 4.00 (9.00) | 8.00 (9.00) | 0.50 | 50 / 50 |"
+    row = {"model": "net", "engine": "intq", "settings": "default", "sqnr_db": 21.04, "agreement": 0.953, "top1": 0.9}
+    assert accuracy.markdown([row]).splitlines()[-1] == "| net | intq | default | 21.0 dB | 95.3% | 90% |"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_unknown_architecture_is_one_sentence_and_2(peers, capsys):
+    import bench
+
+    assert bench.main(["--models", "nothing"]) == 2
+    assert "no architecture is called 'nothing'" in capsys.readouterr().err
+
+
+def test_a_failing_engine_is_named(peers, tmp_path):
+    from engines import Entry, race
+
+    from intq.errors import IntqError
+
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 28, 28), np.float32))
+    broken = Entry("onnxruntime", "int8", tmp_path / "missing.onnx", tmp_path / "x.npy")
+    with pytest.raises(IntqError, match="onnxruntime int8 failed on"):
+        race([broken], threads=1, rounds=1)
