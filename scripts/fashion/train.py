@@ -42,7 +42,7 @@ def train(name: str, data: Path, epochs: int, seed: int) -> nn.Module:
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     done = 0
     with step(f"train {name}") as advance:
-        for _ in range(epochs):
+        for epoch in range(epochs):
             order = torch.randperm(len(images))
             for start in range(0, len(images) - BATCH + 1, BATCH):
                 chosen = order[start : start + BATCH]
@@ -53,6 +53,7 @@ def train(name: str, data: Path, epochs: int, seed: int) -> nn.Module:
                 schedule.step()
                 done += 1
                 advance(done, steps)
+            err.print(f"{name}: epoch {epoch + 1} of {epochs}, last loss {loss.item():.3f}")
     return model.eval()
 
 
