@@ -19,6 +19,8 @@ from intq.errors import IntqError
 from intq.graph import Graph
 from intq.value import Value, bind_shape
 
+COMPILED_RUNS = 4  # of every batch: threads that disturb each other do not do so every time
+
 Arrays = tuple[np.ndarray, ...]
 
 _NEEDS = {
@@ -44,7 +46,7 @@ def verify(
 
     Inputs: random, everything at its lowest, everything at its highest, and one element at its highest in a corner and
     in the centre; batches of one and of two. The torch backend is compared at every node, the compiled one at the
-    outputs. The result is JSON::
+    outputs, several times. The result is JSON::
 
         {"mismatches": {"torch": 0, "cpu": 0},       elements that differ from the reference
          "float_instructions": 0,                    floating-point arithmetic in the compiled kernels
@@ -61,10 +63,10 @@ def verify(
     """
     proof = graph.verify()
     audit = None
-    backends = {"torch": _torch(graph)}
+    backends = [("torch", _torch(graph))]
     if kernels:
         network, audit = _audited(graph, network)
-        backends["cpu"] = _outputs_of(network, graph)
+        backends += [("cpu", _outputs_of(network, graph))] * COMPILED_RUNS
     batches = [*probes(graph.inputs, seed), *_images(graph, images)]
     comparisons: list[Comparison] = []
     for done, (name, inputs) in enumerate(batches, 1):
@@ -72,12 +74,12 @@ def verify(
         if progress:
             progress(done, len(batches))
     return {
-        "mismatches": {b: sum(c.mismatches for c in comparisons if c.backend == b) for b in backends},
+        "mismatches": {b: sum(c.mismatches for c in comparisons if c.backend == b) for b, _ in backends},
         "float_instructions": sum(audit.kernels.values()) if audit else None,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
         "layers": sorted(graph.metadata.get("layers", ()), key=lambda layer: layer["sqnr_db"]),
         "first_mismatch": next((c.difference for c in comparisons if c.mismatches), None),
-        "compared": {b: sum(c.elements for c in comparisons if c.backend == b) for b in backends},
+        "compared": {b: sum(c.elements for c in comparisons if c.backend == b) for b, _ in backends},
         "inputs": [{"name": name, "batch": len(inputs[0])} for name, inputs in batches],
         "instruction_set": audit.instruction_set if audit else None,
         "kernels": audit.kernels if audit else {},
@@ -200,11 +202,11 @@ def _compared(backend: str, node: str, batch: str, expected: np.ndarray, got: np
 
 def _compare(graph: Graph, backends, batch: str, inputs: Arrays) -> list[Comparison]:
     """Run the reference once and compare every value of it that a backend has, in order of execution."""
-    results = {backend: values(inputs) for backend, values in backends.items()}
+    results = [(backend, values(inputs)) for backend, values in backends]
     comparisons = []
 
     def compare(name: str, expected: np.ndarray) -> None:
-        for backend, values in results.items():
+        for backend, values in results:
             if name in values:
                 comparisons.append(_compared(backend, name, batch, expected, values.pop(name)))
 

@@ -44,7 +44,7 @@ def test_the_compiled_network_of_this_machine():
     assert result["overflow"] == {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node}
     assert result["layers"] == [{"name": "a", "sqnr_db": 20.25}, {"name": "b", "sqnr_db": 31.5}], "worst first"
     assert result["first_mismatch"] is None
-    assert result["compared"] == {"torch": 5 * values, "cpu": 5 * 10}, "batches of 1, 2 and 2"
+    assert result["compared"] == {"torch": 5 * values, "cpu": 4 * 5 * 10}, "batches of 1, 2 and 2"
     assert json.loads(json.dumps(result)) == result
 
 
@@ -95,10 +95,21 @@ def test_a_wrong_compiled_output_is_counted_and_located(monkeypatch):
 
     network = compiled_like_the_reference(graph, monkeypatch, spoil)
     result = verify(graph, network=network)
-    assert result["mismatches"] == {"torch": 0, "cpu": 2}
+    assert result["mismatches"] == {"torch": 0, "cpu": 2 * 4}
     first = result["first_mismatch"]
     assert (first["backend"], first["node"], first["index"]) == ("cpu", graph.outputs[0], [1, 4])
     assert first["input"] == "lowest, highest" and first["got"] == first["expected"] + 1
+
+
+def test_a_network_that_is_wrong_only_sometimes_is_found(monkeypatch):
+    calls = iter(range(100))
+
+    def spoil(outputs):
+        if next(calls) == 10:
+            outputs[0][0, 0] ^= 1
+
+    result = verify(random_graph(2), network=compiled_like_the_reference(random_graph(2), monkeypatch, spoil))
+    assert result["mismatches"]["cpu"] == 1
 
 
 @pytest.mark.parametrize("spoil", [lambda y: y.astype(np.int64), lambda y: y[:, :-1], lambda y: y.astype(np.float32)])
@@ -109,7 +120,7 @@ def test_another_dtype_or_shape_is_a_mismatch_of_everything(monkeypatch, spoil):
         outputs[0] = spoil(outputs[0])
 
     result = verify(graph, network=compiled_like_the_reference(graph, monkeypatch, replace_first))
-    assert result["mismatches"]["cpu"] == result["compared"]["cpu"] == 50
+    assert result["mismatches"]["cpu"] == result["compared"]["cpu"] == 4 * 50
     assert result["first_mismatch"]["expected"] == "int32[1, 10]" and result["first_mismatch"]["index"] is None
 
 
@@ -146,7 +157,7 @@ def test_a_network_of_several_outputs(monkeypatch):
     graph = replace(graph, outputs=(graph.nodes[0].name, *graph.outputs))
     result = verify(graph, network=compiled_like_the_reference(graph, monkeypatch))
     assert result["mismatches"]["cpu"] == 0
-    assert result["compared"]["cpu"] == 5 * (10 + np.prod(graph.nodes[0].output.shape[1:]))
+    assert result["compared"]["cpu"] == 4 * 5 * (10 + np.prod(graph.nodes[0].output.shape[1:]))
 
 
 def test_a_graph_that_is_not_proven_is_not_verified():
