@@ -66,6 +66,8 @@ def test_image_folder_by_synset_number_and_index_file(tmp_path):
     assert contents(open_dataset(tmp_path / "imagenet", KEEP, ("background", *names))) == [(1, 8), (2, 941)]
     assert contents(open_dataset(tmp_path / "imagenet", KEEP, names, split="train")) == [(3, 0)]
     assert contents(open_dataset(f"{tmp_path}/imagenet:train", KEEP, names)) == [(3, 0)]
+    with pytest.raises(IntqError, match=r"has the splits train, val, and none of them is holdout"):
+        open_dataset(f"{tmp_path}/imagenet:holdout", KEEP, names)
     for name in ("3", "7"):
         picture(tmp_path / "numbers" / name / "a.png", int(name))
     assert contents(open_dataset(tmp_path / "numbers", KEEP, TEN)) == [(3, 3), (7, 7)]
@@ -214,6 +216,13 @@ def test_fashion_mnist(zipped, tmp_path):
     np.testing.assert_array_equal(pixels[..., 0], images[3:])
     pixels, classes = next(open_dataset(tmp_path, KEEP, TEN, split="train").batches(8))
     assert classes.tolist() == [0, 1, 2] and pixels.shape == (3, 4, 3, 3)  # luminance as RGB
+    assert len(open_dataset(f"{tmp_path}:test", GREY, TEN)) == 2
+    with pytest.raises(IntqError, match="has the splits t10k, train, and none of them is validation"):
+        open_dataset(f"{tmp_path}:validation", GREY, TEN)
+    raw = tmp_path / "torchvision" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    fashion(raw, zipped)
+    assert len(open_dataset(tmp_path / "torchvision", GREY, TEN, split="train")) == 3
     one = next(tmp_path.glob("train-images*"))
     assert len(open_dataset(one, GREY, TEN)) == 3
     next(tmp_path.glob("t10k-labels*")).unlink()
@@ -295,7 +304,7 @@ def test_cifar(classes, binary, tmp_path):
     archive = tmp_path / "cifar.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, folder.name)
-    for place in (folder, tmp_path, archive):
+    for place in (folder, tmp_path, archive, f"{folder}:test"):
         pixels, labels = next(open_dataset(place, KEEP, numbers).batches(9))
         np.testing.assert_array_equal(pixels, expected)
         assert labels.tolist() == [1, 9, 4]
@@ -330,6 +339,8 @@ def test_damaged_cifar(tmp_path):
     folder = tmp_path / "cifar"
     cifar(folder, 10, binary=False)
     (folder / "data_batch_3").unlink()
+    with pytest.raises(IntqError, match="has the splits train, test, and none of them is val"):
+        open_dataset(f"{folder}:val", KEEP, TEN)
     with pytest.raises(IntqError, match="train split lacks data_batch_3"):
         open_dataset(folder, KEEP, TEN, split="train")
     file = folder / "test_batch"
@@ -388,6 +399,8 @@ def test_saved_datasets(split, tmp_path, monkeypatch):
     parts[split].to_parquet(tmp_path / "files" / f"{split}-00000-of-00001.parquet")
     base = 10 if split == "test" else 0
     expected = [(base, 1), (base + 1, 0), (base + 2, 0)]
+    with pytest.raises(IntqError, match="has the splits train, test, and none of them is validation"):
+        open_dataset(f"{tmp_path / 'both'}:validation", KEEP)
     for place in ("both", "one", "files"):
         assert contents(open_dataset(tmp_path / place, KEEP, ("dog", "cat"), split=split)) == expected
     unlabelled = parts[split].remove_columns(["label"])

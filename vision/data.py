@@ -9,7 +9,7 @@ from PIL import Image
 
 from intq.errors import IntqError
 from intq.vision.labels import class_indices, has_background
-from intq.vision.layouts import SPLITS, Source, from_datasets, from_path
+from intq.vision.layouts import HELD_OUT, TRAIN, Source, from_datasets, from_path
 from intq.vision.preprocess import Preprocess
 
 
@@ -70,21 +70,25 @@ def open_dataset(
     data set of the library `datasets`; with ":train", ":validation" or any other split behind it if need be.
     labels: what the network calls its classes; a class folder's name is looked up there, then among ImageNet's
     synsets; numbers stand for themselves; otherwise the position among the sorted names counts.
-    split: "train" or "test" where the data set has both. labelled=False: the images alone are wanted (calibration).
+    split: "train" or "test", where the data set has both; whichever it has where it has one. labelled=False: the
+    images alone are wanted (calibration).
 
-    Raises IntqError when nothing readable is there, and when labelled images have classes that the network lacks.
+    Raises IntqError when nothing readable is there, when the split behind ":" is not, and when labelled images have
+    classes that the network lacks.
     """
     path = Path(spec).expanduser()
     name = str(spec)
+    splits = (*TRAIN, *HELD_OUT) if split == "train" else (*HELD_OUT, *TRAIN)
     if not path.exists() and ":" in name:
-        name, split = name.rsplit(":", 1)
+        name, asked = name.rsplit(":", 1)
         path = Path(name).expanduser()
+        splits = ("test", "t10k") if asked == "test" else (asked,)
     if path.exists():
-        source = from_path(path, split)
+        source = from_path(path, splits)
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
         raise IntqError(f"there is no file or folder {name or 'of an empty name'}")
     else:
-        source = from_datasets(name, split)
+        source = from_datasets(name, splits)
     if not source.count:
         raise IntqError(f"{source.name} holds no images")
     classes = _network_classes(source, labels) if labelled else None
@@ -110,7 +114,7 @@ def _network_classes(source: Source, labels: Sequence[str]) -> np.ndarray | None
         worst = found.min() if found.min() < 0 else found.max()
         raise IntqError(
             f"{source.name} has the label {worst}, but the network has {len(labels)} classes: these are not its data "
-            f"(or not the split with labels; others are asked for by '{source.name}:{SPLITS['test'][0]}')"
+            f"(or not the split with labels; another is asked for by '{source.name}:{HELD_OUT[0]}')"
         )
     return found
 

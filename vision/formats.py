@@ -68,8 +68,13 @@ _CIFAR = {
 }
 
 
-def read_cifar(files: Files, split: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
-    """(images uint8 (n, 32, 32, 3), labels (n,), class names) of CIFAR-10 or CIFAR-100, None when it is neither.
+def is_cifar(files: Files) -> bool:
+    """Are these the files of CIFAR-10 or CIFAR-100, some of them at least?"""
+    return any(files(file) for splits, _ in _CIFAR.values() for part in splits.values() for file in part)
+
+
+def read_cifar(files: Files, split: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """(images uint8 (n, 32, 32, 3), labels (n,), class names) of CIFAR-10 or CIFAR-100.
 
     split: "train" or "test". CIFAR-100's labels are the fine ones. name: says in errors what was read.
     """
@@ -90,7 +95,7 @@ def read_cifar(files: Files, split: str, name: str) -> tuple[np.ndarray, np.ndar
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
             raise IntqError(f"{name}: a label is outside CIFAR-{classes}'s 0..{classes - 1}")
         return np.ascontiguousarray(images), labels, _class_names(files(meta), classes, name)
-    return None
+    raise IntqError(f"{name}: CIFAR's {split} split is not there")
 
 
 def _pickled(content: bytes, classes: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from intq.errors import IntqError
-from intq.vision.formats import files_of, read_cifar, read_idx
+from intq.vision.formats import files_of, is_cifar, read_cifar, read_idx
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-# The names of the two splits, the best first. ImageNet's "test" has no labels, so validation comes before it.
-SPLITS = {"test": ("validation", "valid", "val", "test", "t10k"), "train": ("train", "training")}
+# What data sets call their two splits, the best first. ImageNet's "test" has no labels: validation comes before it.
+HELD_OUT, TRAIN = ("validation", "valid", "val", "test", "t10k"), ("train", "training")
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ class Source:
     classes: tuple[str, ...] = ()
 
 
-def from_path(path: Path, split: str) -> Source:
-    """The images at a path, in whichever layout it holds. IntqError lists the layouts when it is none of them."""
+def from_path(path: Path, splits: Sequence[str]) -> Source:
+    """The images at a path, in whichever layout it holds, and of them the first of `splits` that is there.
+
+    Raises IntqError, which lists the layouts, when it is none of them, and when none of the splits is there.
+    """
     for layout in (_cifar, _idx, _saved_datasets, _images):
-        source = layout(path, split)
+        source = layout(path, splits)
         if source is not None:
             return source
     raise IntqError(
@@ -46,17 +49,19 @@ def from_path(path: Path, split: str) -> Source:
     )
 
 
-def pick_split(names: Sequence[str], split: str) -> str | None:
-    """The name of `split` among the names a data set uses; None when none of them is a split's."""
-    wanted = [*SPLITS.get(split, (split,)), *(name for other in SPLITS.values() for name in other)]
-    return next((name for name in wanted if name in names), None)
+def pick_split(available: Sequence[str], splits: Sequence[str], name: str) -> str:
+    """The first of `splits` that is available. IntqError, which says what there is, when none is."""
+    found = next((split for split in splits if split in available), None)
+    if found is None:
+        raise IntqError(f"{name} has the splits {', '.join(available)}, and none of them is {' or '.join(splits)}")
+    return found
 
 
 def _arrays(name: str, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...] = ()) -> Source:
     return Source(name, len(images), lambda index: Image.fromarray(images[index]), labels, classes)
 
 
-def _cifar(path: Path, split: str) -> Source | None:
+def _cifar(path: Path, splits: Sequence[str]) -> Source | None:
     if path.is_dir():
         inside = [path / name for name in ("cifar-10-batches-py", "cifar-100-python", "cifar-10-batches-bin")]
         inside += [path / "cifar-100-binary", *sorted(path.glob("cifar-*.tar.gz"))]
@@ -64,26 +69,28 @@ def _cifar(path: Path, split: str) -> Source | None:
     else:
         places = [path] if path.name.endswith((".tar.gz", ".tgz", ".tar")) else []
     for place in places:
-        found = read_cifar(files_of(place), "train" if split in SPLITS["train"] else "test", str(place))
-        if found:
-            return _arrays(str(path), *found)
+        files = files_of(place)
+        if is_cifar(files):
+            return _arrays(str(path), *read_cifar(files, pick_split(("train", "test"), splits, str(path)), str(place)))
     return None
 
 
-def _idx(path: Path, split: str) -> Source | None:
-    folder = path if path.is_dir() else path.parent
+def _idx(path: Path, splits: Sequence[str]) -> Source | None:
+    """The idx files of MNIST and its kin, or one of them; also where torchvision puts them (FashionMNIST/raw)."""
     pattern = re.compile(r"(.+)[-.](images|labels)[-.]idx[13][-.]ubyte(\.gz)?")
     if path.is_file() and not pattern.fullmatch(path.name):
         return None
+    folders = [path, path / "raw", *sorted(path.glob("*/raw"))] if path.is_dir() else [path.parent]
     found: dict[str, dict[str, Path]] = {}
-    for name in sorted(os.listdir(folder)):
-        match = pattern.fullmatch(name)
+    for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())):
+        match = pattern.fullmatch(file.name)
         if match:
-            found.setdefault(match[1], {}).setdefault(match[2], folder / name)
-    prefix = (
-        pattern.fullmatch(path.name)[1] if path.is_file() else pick_split(list(found), split) or min(found, default="")
-    )
-    if prefix not in found or "images" not in found[prefix]:
+            found.setdefault(match[1], {}).setdefault(match[2], file)
+    found = {prefix: files for prefix, files in found.items() if "images" in files}
+    if not found:
+        return None
+    prefix = pattern.fullmatch(path.name)[1] if path.is_file() else pick_split(list(found), splits, str(path))
+    if prefix not in found:
         return None
     images = read_idx(found[prefix]["images"])
     if images.ndim != 3 or not images.size:
@@ -96,25 +103,25 @@ def _idx(path: Path, split: str) -> Source | None:
     return _arrays(str(path), images, labels)
 
 
-def _images(path: Path, split: str) -> Source | None:
+def _images(path: Path, splits: Sequence[str]) -> Source | None:
     """One image; a flat folder of images; or one folder of images for each class, maybe under a folder by split."""
     if path.is_file():
         return _listed(path, [path]) if path.suffix.lower() in EXTENSIONS else None
     here, folders = _entries(path)
     if here:
         return _listed(path, here)
-    inner = pick_split([folder.name for folder in folders], split)
-    if inner:
-        return _images(path / inner, split)
+    names = [folder.name for folder in folders]
+    if set(names) & {*HELD_OUT, *TRAIN}:
+        return _images(path / pick_split(names, splits, str(path)), splits)
     files, labels = [], []
     for index, folder in enumerate(folders):
-        for parent, _, names in sorted(os.walk(folder, followlinks=True)):
-            chosen = sorted(name for name in names if _is_image(name))
+        for parent, _, inside in sorted(os.walk(folder, followlinks=True)):
+            chosen = sorted(name for name in inside if _is_image(name))
             files += [Path(parent, name) for name in chosen]
             labels += [index] * len(chosen)
     if not files:
         return None
-    classes = tuple(folder.name for folder in folders)
+    classes = tuple(names)
     order = _class_order(path)
     labels = np.array(labels, np.int64)
     if order and all(name in order for name in classes):
@@ -210,17 +217,17 @@ def _development_kit(kit: Path, files: list[Path]) -> tuple[np.ndarray, tuple[st
     return np.array([classes.index(name) for name in found], np.int64), classes
 
 
-def _saved_datasets(path: Path, split: str) -> Source | None:
+def _saved_datasets(path: Path, splits: Sequence[str]) -> Source | None:
     """A data set that the library `datasets` wrote: save_to_disk's folder, or a folder of parquet files."""
     if not path.is_dir():
         return None
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if not saved and not list(path.glob("*.parquet")) and not list(path.glob("data/*.parquet")):
         return None
-    return from_datasets(str(path), split, saved)
+    return from_datasets(str(path), splits, saved)
 
 
-def from_datasets(name: str, split: str, saved: bool = False) -> Source:
+def from_datasets(name: str, splits: Sequence[str], saved: bool = False) -> Source:
     """A data set of the library `datasets`, by its name on the Hugging Face hub or by its folder."""
     import datasets
     from huggingface_hub import HfApi
@@ -230,14 +237,16 @@ def from_datasets(name: str, split: str, saved: bool = False) -> Source:
         if saved:
             data = datasets.load_from_disk(name)
             if isinstance(data, datasets.DatasetDict):
-                data = data[pick_split(list(data), split) or next(iter(data))]
+                data = data[pick_split(list(data), splits, name)]
         else:
             # Ask the hub first: where it is out of reach the library would retry for half a minute.
             if not (local or Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()):
                 HfApi().repo_info(name, repo_type="dataset", timeout=20)
             builder = datasets.load_dataset_builder(name)
-            splits = list(builder.info.splits or datasets.get_dataset_split_names(name))
-            data = datasets.load_dataset(name, split=pick_split(splits, split) or splits[0])
+            available = list(builder.info.splits or datasets.get_dataset_split_names(name))
+            data = datasets.load_dataset(name, split=pick_split(available, splits, name))
+    except IntqError:
+        raise
     except Exception as error:  # the library raises its own, its HTTP client's and the system's errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if local:
