@@ -79,7 +79,7 @@ class Network:
             if layer.kernel:
                 known[layer.name] = tensor(np.empty(shape, layer.output.dtype))
                 operands += [*layer.constants, known[layer.name]]
-                calls.append((layer.name, self._module[layer.kernel], operands))
+                calls.append((layer.name, self._module.get_function(layer.kernel, query_imports=True), operands))
             else:
                 known[layer.name] = tensor(np.from_dlpack(operands[0]).reshape(shape))
         best = {layer.name: 0.0 if not layer.kernel else float("inf") for layer in self.layers}
