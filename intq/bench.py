@@ -32,8 +32,9 @@ def bench(folder: str | Path, threads: int | None = None, batch: int = 1, second
     """Time a compiled artifact on random input.
 
     The result is JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
-    "instruction_set", "peak_gops", "layers": [{"name", "op", "ms", "gops", "peak_share"}]}. A layer's time is its
-    minimum; gops (10**9 multiplications and additions a second) and peak_share are null for what multiplies nothing.
+    "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}. A layer's time is its
+    minimum; k (the products that each output sums), gops (10**9 multiplications and additions a second) and peak_share
+    are null for what multiplies nothing.
     peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with the layers.
 
     Raises IntqError when the artifact is damaged, or the library cannot run here.
@@ -72,7 +73,7 @@ def measure(folder: str, threads: int, batch: int, seconds: float) -> dict[str, 
         "load_ms": load_ms,
         "instruction_set": network.instruction_set,
         "peak_gops": peak / 1e9,
-        "layers": [_layer(node, layers[node.name], 2 * batch * multiplications(node), peak) for node in graph.nodes],
+        "layers": [_layer(node, layers[node.name], batch, peak) for node in graph.nodes],
     }
 
 
@@ -99,23 +100,14 @@ def layer_times(network, inputs, threads: int) -> tuple[dict[str, float], float]
     return best, peak
 
 
-def _layer(node: Node, seconds: float, operations: int, peak: float) -> dict[str, Any]:
-    rate = operations / seconds if operations and seconds else None
-    return {
-        "name": node.name,
-        "op": node.op,
-        "ms": 1e3 * seconds,
-        "gops": rate and rate / 1e9,
-        "peak_share": rate and rate / peak,
-    }
-
-
-def multiplications(node: Node) -> int:
-    """Of one input: a contraction's outputs times the products that each sums up; 0 for other operations."""
-    if "weight" not in node.constants:
-        return 0
-    outputs = math.prod(size for size in node.output.shape if isinstance(size, int))
-    return outputs * math.prod(node.constants["weight"].shape[1:])
+def _layer(node: Node, seconds: float, batch: int, peak: float) -> dict[str, Any]:
+    layer = {"name": node.name, "op": node.op, "k": None, "ms": 1e3 * seconds, "gops": None, "peak_share": None}
+    if "weight" in node.constants:
+        k = math.prod(node.constants["weight"].shape[1:])
+        outputs = batch * math.prod(size for size in node.output.shape if isinstance(size, int))
+        rate = 2 * k * outputs / seconds
+        layer |= {"k": k, "gops": rate / 1e9, "peak_share": rate / peak}
+    return layer
 
 
 def peak_memory_mb() -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 import intq
 from intq import artifact, console, domains, show
@@ -101,7 +102,8 @@ def quantize(
       intq quantize mobilenet_v2-b0353104.pth --data photos/ -o mobilenet-int8
       intq quantize inception_v3 --random -o inception-int8
 
-    [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"}}[/]
+    [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"},
+    "notices": [...]}[/]
     """
     check_output(output, force)
     use_threads(threads)
@@ -120,12 +122,14 @@ def quantize(
         "parameters": sum(node.constants["weight"].size for node in graph.nodes if "weight" in node.constants),
         "bytes": size,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
+        "notices": graph.metadata.get("notices", []),
     }
     return Answer(
         value,
         (
             f"[b]{value['model']}[/] now computes with integers alone: {len(graph.nodes)} nodes, {size / 1e6:.1f} MB.",
             f"No sum can overflow: the widest needs {proof.widest_bits} of 32 bits, in {proof.node}.",
+            *(f"Note: {escape(notice)}" for notice in value["notices"]),
             f"[dim]Next: intq run {output} IMAGE | intq verify {output} | intq bench {output}[/]",
         ),
     )
@@ -300,7 +304,7 @@ def bench(
       intq bench mobilenet_v2 --json
 
     [dim]JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms", "instruction_set",
-    "peak_gops", "layers": [{"name", "op", "ms", "gops", "peak_share"}]}[/]
+    "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}[/]
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)

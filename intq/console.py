@@ -93,7 +93,8 @@ def command(app: typer.Typer, name: str) -> Callable:
             if json:
                 print_json(answer.value)
             else:
-                out.print(*answer.human, sep="\n")
+                for part in answer.human:
+                    out.print(part, soft_wrap=isinstance(part, str))
             if answer.failed:
                 raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.markup import escape
@@ -12,7 +13,11 @@ from rich.table import Column, Table
 def labels(rows: list[dict[str, Any]]) -> Table:
     """`intq run`: the best labels of each file."""
     table = Table(
-        "input", Column("label", style="bold", no_wrap=True), Column("score", justify="right"), box=None, header_style="dim"
+        "input",
+        Column("label", style="bold", no_wrap=True),
+        Column("score", justify="right"),
+        box=None,
+        header_style="dim",
     )
     for item in rows:
         for rank, row in enumerate(item["top"]):
@@ -28,6 +33,7 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
     for title in ("op", "ms", "share of time", "GOPS", "share of peak"):
         table.add_column(title, justify="left" if title == "op" else "right")
     total = sum(layer["ms"] for layer in value["layers"])
+    shares = [layer["peak_share"] for layer in value["layers"] if layer["op"] == "conv2d" and layer["k"] >= 256]
     slowest = sorted(value["layers"], key=lambda layer: -layer["ms"])[:most]
     for layer in slowest:
         rate = (f"{layer['gops']:.0f}", f"{100 * layer['peak_share']:.0f} %") if layer["gops"] else ("", "")
@@ -39,6 +45,7 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
         f"peak memory {value['peak_memory_mb']:.0f} MB, loaded in {value['load_ms']:.0f} ms",
         f"\nThe slowest {len(slowest)} of {len(value['layers'])} layers; the peak is {value['peak_gops']:.0f} GOPS:",
         table,
+        f"\nConvolutions with K >= 256: median {100 * median(shares):.0f} % of the peak." if shares else "",
     )
 
 

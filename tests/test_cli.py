@@ -123,11 +123,11 @@ def test_verify_proves_the_artifact(net):
 
 
 def test_bench_of_an_artifact_has_every_layer(net):
-    value = answer("bench", net, "--threads", 1)
+    value = answer("bench", net, "--threads", 1, "--seconds", 0.1)
     assert set(value) >= {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "layers"}
     assert (value["model"], value["threads"], value["batch"]) == ("small_resnet", 1, 1)
     assert 0 < value["min_ms"] <= value["median_ms"] and value["peak_memory_mb"] > 0
-    assert all(set(layer) >= {"name", "op", "ms", "gops", "peak_share"} for layer in value["layers"])
+    assert all(set(layer) >= {"name", "op", "k", "ms", "gops", "peak_share"} for layer in value["layers"])
     names = {node.name for node in artifact.load(net).nodes if "weight" in node.constants}
     assert names <= {layer["name"] for layer in value["layers"]}
 
