@@ -48,8 +48,8 @@ def test_every_engine_quantizes_the_same_network(peers, tmp_path):
     calibration, unseen = random_images(16, (28, 28), 0, 1), random_images(8, (28, 28), 1, 1)
     expected = domain.network(checkpoint)(unseen)
     noise = {
-        (engine, settings): sqnr_db(quantize()(unseen), expected)
-        for engine, settings, quantize in competitors(checkpoint, calibration, tmp_path)
+        title: sqnr_db(quantize()(unseen), expected)
+        for title, quantize in competitors(checkpoint, calibration, tmp_path).items()
     }
     assert {engine for engine, _ in noise} == {"intq", "onnxruntime", "openvino"}
     assert min(noise.values()) > 10, noise

@@ -9,9 +9,11 @@ with --json: a list of {"model", "engine", "settings", "sqnr_db", "agreement", "
 """
 
 import argparse
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,59 +30,57 @@ from intq.vision.data import open_dataset, random_crops
 from intq.vision.metrics import agreement, sqnr_db, top_k
 
 MODELS = ("mobilenet_v2", "efficientnet_lite0")
-ONNX_RUNTIME_METHODS = ("MinMax", "Entropy", "Percentile")
+# What was tried and is no better: Entropy (the same as minima and maxima), Percentile 99.999 and 99.9, Distribution.
+ONNX_RUNTIME = {
+    "minima and maxima": OnnxRuntime(),
+    "mean minima and maxima": OnnxRuntime(options=(("CalibMovingAverage", True),)),
+    "percentile 99.99": OnnxRuntime(method="Percentile", options=(("CalibPercentile", 99.99),)),
+}
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 (n, h, w, c) -> real logits (n, classes)
 
 
-def competitors(checkpoint, calibration: np.ndarray, folder: Path) -> Iterator[tuple[str, str, Callable[[], Predict]]]:
-    """Engine, settings, and what quantizes the checkpoint so, on crops (n, h, w, c), and returns its predictor."""
-    batches = [_normal(checkpoint, image[None]) for image in calibration]
-    onnx = export_onnx(checkpoint.model, batches[0], folder / "float32.onnx")
-
-    def peer(engine: str, network: Path) -> Predict:
-        x = np.empty_like(batches[0])
-        run = worker.ENGINES[engine](network, x, 2, "int8")
-
-        def predict(pixels: np.ndarray) -> np.ndarray:
-            scores = []
-            for image in pixels:
-                x[...] = _normal(checkpoint, image[None])
-                scores.append(np.array(run()[0]))
-            return np.stack(scores)
-
-        return predict
-
-    def ours() -> Predict:
-        preprocess = checkpoint.preprocess
-        graph = intq.quantize(checkpoint.model, [calibration], mean=preprocess.mean, std=preprocess.std)
-        scale = graph.values[graph.outputs[0]].scale
-        network = integers.prepare(graph)
-        return lambda pixels: np.concatenate([scale * network(part)[0].numpy() for part in batched(pixels)])
-
-    yield "intq", "default", ours
-    for method in ONNX_RUNTIME_METHODS:
-        settings = OnnxRuntime(method=method)
-        yield (
-            "onnxruntime",
-            method,
-            lambda settings=settings: peer(
-                "onnxruntime", quantize_onnxruntime(onnx, batches, folder / "int8.onnx", settings)
-            ),
-        )
+def competitors(checkpoint, calibration: np.ndarray, folder: Path) -> dict[tuple[str, str], Callable[[], Predict]]:
+    """(engine, settings) -> what quantizes the checkpoint so, on crops uint8 (n, h, w, c); it returns the predictor."""
     import nncf
 
-    off = {"advanced_parameters": nncf.AdvancedQuantizationParameters(disable_bias_correction=True)}
-    for bias, options in (("no", off), ("fast", {}), ("accurate", {"fast_bias_correction": False})):
+    batches = [_normal(checkpoint, image[None]) for image in calibration]
+    onnx = export_onnx(checkpoint.model, batches[0], folder / "float32.onnx")
+    static = partial(quantize_onnxruntime, onnx, batches, folder / "int8.onnx")
+    post_training = partial(quantize_openvino, onnx, batches, folder / "int8.xml")
+    found = {("intq", "default"): partial(intq_predictor, checkpoint, calibration)}
+    for title, settings in ONNX_RUNTIME.items():
+        found["onnxruntime", title] = partial(peer_predictor, checkpoint, "onnxruntime", partial(static, settings))
+    no = {"advanced_parameters": nncf.AdvancedQuantizationParameters(disable_bias_correction=True)}
+    for bias, options in (("no", no), ("fast", {}), ("accurate", {"fast_bias_correction": False})):
         for preset in nncf.QuantizationPreset:
-            settings = f"{preset.value} preset, {bias} bias correction"
-            yield (
-                "openvino",
-                settings,
-                lambda options=options, preset=preset: peer(
-                    "openvino", quantize_openvino(onnx, batches, folder / "int8.xml", preset=preset, **options)
-                ),
-            )
+            quantize = partial(post_training, preset=preset, **options)
+            title = f"{preset.value} preset, {bias} bias correction"
+            found["openvino", title] = partial(peer_predictor, checkpoint, "openvino", quantize)
+    return found
+
+
+def intq_predictor(checkpoint, calibration: np.ndarray) -> Predict:
+    preprocess = checkpoint.preprocess
+    graph = intq.quantize(checkpoint.model, [calibration], mean=preprocess.mean, std=preprocess.std)
+    scale = graph.values[graph.outputs[0]].scale
+    network = integers.prepare(graph)
+    return lambda pixels: np.concatenate([scale * network(part)[0].numpy() for part in batched(pixels)])
+
+
+def peer_predictor(checkpoint, engine: str, quantize: Callable[[], Path]) -> Predict:
+    height, width = checkpoint.input_size
+    x = np.empty((1, checkpoint.preprocess.channels, height, width), np.float32)
+    run = worker.ENGINES[engine](quantize(), x, os.cpu_count())
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        scores = []
+        for image in pixels:
+            x[...] = _normal(checkpoint, image[None])
+            scores.append(np.array(run()[0]))
+        return np.stack(scores)
+
+    return predict
 
 
 def batched(pixels: np.ndarray, size: int = 25) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def compare(models: Sequence[str], crops: int, calibration: int) -> list[dict]:
         rows.append(row | {"top1": top_k(float32(photos), labels, 1)})
         with tempfile.TemporaryDirectory() as folder:
             seen = random_crops(files[::2], calibration, seed=0, size=size)
-            for engine, settings, quantize in competitors(checkpoint, seen, Path(folder)):
+            for (engine, settings), quantize in competitors(checkpoint, seen, Path(folder)).items():
                 with step(f"{model}: {engine}, {settings}"):
                     predict = quantize()
                     scores = predict(unseen)

@@ -38,15 +38,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """Settings of ONNX Runtime's static quantization; weights per channel always."""
+    """Settings of ONNX Runtime's static quantization, `options` being its extra ones; weights per channel always."""
 
     format: str = "QDQ"  # or QOperator
     activation: str = "QUInt8"
     weight: str = "QInt8"
     method: str = "MinMax"
+    options: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.format} {self.activation}/{self.weight} {self.method}"
+        return f"{self.format} {self.activation}/{self.weight}"
 
 
 # Those that some processor runs fast; QOperator with signed activations has no fast kernel on x86 and is warned about.
@@ -95,6 +96,7 @@ def quantize_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], path: Pa
             weight_type=quantization.QuantType[settings.weight],
             calibrate_method=quantization.CalibrationMethod[settings.method],
             per_channel=True,
+            extra_options=dict(settings.options),
         )
     return path
 
@@ -200,7 +202,7 @@ def race(
 
 @contextlib.contextmanager
 def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
-    arguments = [entry.engine, entry.network, entry.input, threads, entry.precision]
+    arguments = [entry.engine, entry.network, entry.input, threads]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(WORKER.parents[2])}
     process = subprocess.Popen(
         [sys.executable, WORKER, *map(str, arguments)],
