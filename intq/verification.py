@@ -90,8 +90,8 @@ def probes(inputs: Sequence[Value], seed: int) -> Iterator[tuple[str, Arrays]]:
     """Batches that reach what random data does not: both ends of every range, and one element that stands out."""
     rng = np.random.default_rng(seed)
     yield "random", tuple(_random(v, 1, rng) for v in inputs)
-    yield "lowest, highest", tuple(_stacked(_full(v, v.low), _full(v, v.high)) for v in inputs)
-    yield "one-hot corner, one-hot centre", tuple(_stacked(_one_hot(v, 0.0), _one_hot(v, 0.5)) for v in inputs)
+    yield "lowest, highest", tuple(np.concatenate([_full(v, v.low), _full(v, v.high)]) for v in inputs)
+    yield "one-hot corner, one-hot centre", tuple(np.concatenate([_one_hot(v, 0.0), _one_hot(v, 0.5)]) for v in inputs)
 
 
 def _random(value: Value, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -107,10 +107,6 @@ def _one_hot(value: Value, where: float) -> np.ndarray:
     array = _full(value, value.low)
     array[tuple(int(size * where) for size in array.shape)] = value.high
     return array
-
-
-def _stacked(*samples: np.ndarray) -> np.ndarray:
-    return np.concatenate(samples)
 
 
 def _images(graph: Graph, images: Iterable[np.ndarray]) -> Iterator[tuple[str, Arrays]]:

@@ -62,6 +62,23 @@ def test_a_prepared_network_takes_any_batch_and_arrays():
         np.testing.assert_array_equal(network(x)[0].numpy(), reference.run(graph, x)[0])
 
 
+def test_torchs_settings_of_precision_and_libraries_change_nothing():
+    """bfloat16 products of 8-bit values are exact; NNPACK's, which torch takes where oneDNN is off, are not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (16, 17, 17, 32), generator=generator).float()
+    weight = torch.randint(-127, 128, (24, 3, 3, 32), generator=generator).float()
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    expected, before = convolve(x.double(), weight.double(), **geometry), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(convolve(x, weight, **geometry).double(), expected)
+        torch.backends.mkldnn.set_flags(_enabled=False)
+        assert torch.equal(convolve(x, weight, **geometry).double(), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.mkldnn.set_flags(_enabled=True)
+
+
 @pytest.mark.parametrize("x", [torch.zeros(1, 12, 13, 3), torch.zeros(1, 12, 12, 3, dtype=torch.uint8)])
 def test_other_inputs_are_refused(x):
     with pytest.raises(IntqError, match="input pixels: expected"):

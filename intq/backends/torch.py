@@ -118,12 +118,13 @@ def _images(x: Tensor) -> Tensor:
 def convolve(x: Tensor, weight: Tensor, *, stride, padding, dilation, groups) -> Tensor:
     """Float convolution of (n, h, w, ci) with (co, kh, kw, ci/groups), padded by zeros on both sides alike.
 
-    Only sums of products: of the CPU's convolutions these are direct ones and matrix products. Other devices' may be
-    Winograd's or Fourier's, which are not exact, so there it is written as a matrix product.
+    Only sums of products: of the CPU's convolutions these are all but NNPACK's. Other devices' may be Winograd's or
+    Fourier's, which are not exact, so there it is written as a matrix product.
     """
     if x.device.type == "cpu":
         weight = _images(weight).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(_images(x), weight, None, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+        with torch.backends.nnpack.flags(enabled=False):
+            return F.conv2d(_images(x), weight, None, stride, padding, dilation, groups).permute(0, 2, 3, 1)
     return convolve_unfolded(x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
