@@ -205,30 +205,30 @@ def compile_(
       intq compile resnet50-int8 --target "llvm -mcpu=icelake-server" -o resnet50-icelake
       intq compile resnet50-int8 --target "llvm -mtriple=aarch64-linux-gnu" -o resnet50-arm
 
-    [dim]JSON: {"artifact", "target", "instruction_set", "kernels", "bytes"}[/]
+    [dim]JSON: {"artifact", "target", "instruction_set", "kernels", "library", "bytes"}[/]
     """
     graph = artifact.load(folder)
     if output:
         check_output(output, force)
     with step(f"Compiling {folder}"):
         library = import_module("intq.kernels.lower").build(graph, target)
-        name = import_module("intq.kernels.runtime").LIBRARY
         if output:
             with artifact.new_folder(output, overwrite=force) as new:
                 artifact.write(graph, new)
-                library.save(new / name)
+                name = library.keep(new).name
         else:
-            library.save(folder / name)
-    size = ((output or folder) / name).stat().st_size
+            name = library.keep(folder).name
+    path = (output or folder) / name
     value = {
         "artifact": str(output or folder),
         "target": target,
         "instruction_set": library.instruction_set,
         "kernels": len({kernel for kernel in library.kernels.values() if kernel}),
-        "bytes": size,
+        "library": name,
+        "bytes": path.stat().st_size,
     }
-    what = f"[b]{value['kernels']}[/] kernels for {library.instruction_set}, {size / 1e6:.1f} MB"
-    return Answer(value, (f"{what}: {(output or folder) / name}",))
+    what = f"{value['kernels']} kernels for {library.instruction_set}, {value['bytes'] / 1e6:.1f} MB"
+    return Answer(value, (f"{what}: [b]{path}[/]",))
 
 
 @command("run")

@@ -17,7 +17,7 @@ BAKED_NDIM = 0  # constants of this many axes are immediates in the code; others
 def structure(graph: Graph) -> str:
     """SHA-256 of all of a graph that its library depends on, and of the compiler itself.
 
-    That is everything but the arrays given at load time: their shapes, and whether their shifts reach 32, are part of it.
+    That is everything but the arrays given at load time: of those, the shapes and whether shifts reach 32.
     """
     from intq.kernels.pack import shift_base
 
@@ -52,6 +52,12 @@ def description(graph: Graph, isa: str, kernels: dict[str, str]) -> str:
     return json.dumps({"instruction_set": isa, "structure": structure(graph), "kernels": kernels})
 
 
+def place(folder: str | Path, structure: str) -> Path:
+    """Where an artifact keeps its library. Another structure has another name, because a process that loads a name
+    twice gets what it got the first time, whatever the file holds by then."""
+    return Path(folder) / f"cpu-{structure[:16]}.so"
+
+
 @dataclass(frozen=True)
 class Library:
     """``executable``: TVM's; ``target``: the choice it was compiled for; ``kernels``: the kernel of every node."""
@@ -69,6 +75,14 @@ class Library:
         """The text of every kernel's machine code."""
         return "\n".join(_sources(self.executable.mod))
 
+    def keep(self, folder: str | Path) -> Path:
+        """Write the library into an artifact, instead of any that is there; its path."""
+        path = place(folder, self.structure)
+        self.save(path)
+        for other in set(path.parent.glob("cpu-*.so")) - {path}:
+            other.unlink()
+        return path
+
     def save(self, path: str | Path) -> None:
         """Write a shared library.
 
@@ -76,12 +90,12 @@ class Library:
         """
         from shutil import which
 
-        path, target = Path(path), self.target
+        path = Path(path)
         compiler = next((c for c in ("g++", "clang++", "c++") if which(c)), None)
         if compiler is None:
             raise IntqError(
-                "writing a compiled library needs a linker: expected g++ or clang++ on the PATH, found neither; install one, "
-                "or compile on another machine and copy the artifact"
+                "writing a compiled library needs a linker: expected g++ or clang++ on the PATH, found neither; install "
+                "one, or compile on another machine and copy the artifact"
             )
         temporary = path.with_name(f".{path.name}.tmp.so")
         try:

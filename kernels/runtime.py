@@ -24,11 +24,10 @@ import numpy as np
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.kernels import pack
-from intq.kernels.library import structure
+from intq.kernels.library import place, structure
 from intq.value import Value, bind_shape
 
 CPU, POOLED = (1, 0), 2  # TVM's device type and number, and its allocator that keeps freed memory for the next run
-LIBRARY = "cpu.so"  # in an artifact's folder
 ARCH_REQ_XCOMP_PERM, XTILEDATA, ARCH_PRCTL = 0x1023, 18, 158  # Linux: a process asks once for the AMX registers
 
 
@@ -91,29 +90,26 @@ class Network:
         return best
 
 
-def compile(source: str | Path | Graph, target: str | dict = "cpu", threads: int | None = None) -> Network:  # noqa: A001
+def compile(source: str | Path | Graph, target: str | dict = "cpu", threads: int | None = None) -> Network:
     """A network that runs on this machine: compiled if need be, then loaded.
 
-    ``source``: an artifact's folder, where the library is kept beside the graph for the next time, or a Graph.
+    ``source``: a Graph, or an artifact's folder, where the library for "cpu" is kept for the next time.
     Raises IntqError when the artifact is damaged or the target cannot run here.
     """
-    if isinstance(source, Graph):
-        with tempfile.TemporaryDirectory() as folder:
-            return load(source, _compiled(source, Path(folder), target), threads)
     import intq
 
-    graph, folder = intq.load(source), Path(source)
-    return load(graph, _compiled(graph, folder, target), threads)
+    graph = source if isinstance(source, Graph) else intq.load(source)
+    if graph is not source and target == "cpu":
+        path = place(source, structure(graph))
+        return load(graph, path if path.is_file() else _build(graph, target).keep(source), threads)
+    with tempfile.TemporaryDirectory() as folder:
+        return load(graph, _build(graph, target).keep(folder), threads)
 
 
-def _compiled(graph: Graph, folder: Path, target: str | dict) -> Path:
-    path = folder / LIBRARY
-    if path.is_file() and target == "cpu" and _describe(_open(path)).get("structure") == structure(graph):
-        return path
+def _build(graph: Graph, target: str | dict):
     from intq.kernels.lower import build
 
-    build(graph, target).save(path)
-    return path
+    return build(graph, target)
 
 
 def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
@@ -160,7 +156,8 @@ def use_threads(threads: int | None = None) -> None:
     function = _runtime().get_global_func
     function("runtime.config_threadpool")(1, count)
     if function("runtime.NumThreads")() != count:
-        raise IntqError(f"the thread pool has {function('runtime.NumThreads')()} threads, asked for {count}: start anew")
+        has = function("runtime.NumThreads")()
+        raise IntqError(f"the thread pool has {has} threads, asked for {count}: start anew")
 
 
 def _runtime():
