@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from intq.errors import IntqError
 from intq.vision.assets import cache_folder
 
 WORKER = Path(__file__).with_name("worker.py")
+PAUSE = 0.1  # seconds between two turns: threads that wait for more work keep a core busy for a while
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ def race(
         workers = [stack.enter_context(_worker(entry, threads)) for entry in entries]
         for turn in range(rounds * len(entries)):
             i = turn % len(entries)
+            time.sleep(PAUSE)
             reply = _ask(workers[i], entries[i], seconds)
             times[i] += reply["times"]
             memory[i] = reply["peak_memory_mb"]
