@@ -8,11 +8,13 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from tvm import tirx
+from tvm.ir import Call, PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 
 STACK_BYTES = 1024
+CPU = 1  # TVM's number of the device
 
 
 def i64(value):
@@ -88,6 +90,19 @@ def scratch(size: int, dtype: str):
     return buffer
 
 
+@contextmanager
+def workspace(size: int, dtype: str):
+    """A buffer of one thread; at the top of the parallel region, where it is taken once a thread.
+
+    Asked for explicitly: an allocation that TVM sees it moves out of the region, where all threads would share it.
+    """
+    bits = 8 * np.dtype(dtype).itemsize
+    call = tirx.op.TVMBackendAllocWorkspace(CPU, 0, tirx.const(size * bits // 8, "uint64"), 0, bits)
+    pointer = T.Bind(Call(call.op, call.args, ret_ty=PointerType(PrimType(dtype))))
+    yield T.decl_buffer((size,), dtype, data=pointer, align=64)
+    T.evaluate(tirx.op.TVMBackendFreeWorkspace(CPU, 0, pointer))
+
+
 def local(size: int, dtype: str):
     """A small buffer of one thread, on its stack; used at constant places only, it becomes registers.
 
@@ -95,9 +110,4 @@ def local(size: int, dtype: str):
     """
     if size * np.dtype(dtype).itemsize >= STACK_BYTES:
         raise ValueError(f"{size} {dtype} are too many for the stack")
-    return T.alloc_buffer((size,), dtype, scope="global", align=64)
-
-
-def workspace(size: int, dtype: str):
-    """A buffer of one thread; at the top of the parallel region, where it is taken once a thread."""
     return T.alloc_buffer((size,), dtype, scope="global", align=64)

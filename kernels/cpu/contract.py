@@ -105,7 +105,8 @@ class _Writer:
         with parallel_region():
             if self.plan.isa_name == "amx":
                 micro.amx_configure(self.plan)
-            yield workspace(self.plan.isa.rows * self.plan.isa.columns, "int32")
+            with workspace(self.plan.isa.rows * self.plan.isa.columns, "int32") as acc:
+                yield acc
             if self.plan.isa_name == "amx":
                 micro.amx_release()
 
