@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from intq.errors import IntqError
@@ -86,23 +89,37 @@ class Library:
     def save(self, path: str | Path) -> None:
         """Write a shared library.
 
-        Raises IntqError when no C++ compiler is there to link it.
+        Raises IntqError when there is no linker for the target's processor.
         """
-        from shutil import which
-
         path = Path(path)
-        compiler = next((c for c in ("g++", "clang++", "c++") if which(c)), None)
-        if compiler is None:
-            raise IntqError(
-                "writing a compiled library needs a linker: expected g++ or clang++ on the PATH, found neither; install "
-                "one, or compile on another machine and copy the artifact"
-            )
+        linker = _linker(self.target.triple)
         temporary = path.with_name(f".{path.name}.tmp.so")
         try:
-            self.executable.export_library(str(temporary), cc=compiler)
+            self.executable.export_library(str(temporary), fcompile=lambda *files, **_: _link(linker, *files))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _linker(triple: str) -> str:
+    """The linker for a target such as "aarch64-linux-gnu": a library of kernels needs no compiler and no headers."""
+    parts = [part for part in triple.split("-") if part not in ("unknown", "pc")]
+    known = [f"{'-'.join(parts)}-ld", "ld.lld"]
+    if parts[0] == platform.machine():
+        known.insert(0, "ld")
+    found = next((name for name in known if which(name)), None)
+    if found is None:
+        raise IntqError(
+            f"linking a library for {parts[0]} needs one of {', '.join(known)} on the PATH (Debian: "
+            f"{'binutils' if known[0] == 'ld' else f'binutils-{known[0][:-3]}'} or lld)"
+        )
+    return found
+
+
+def _link(linker: str, path: str, objects: list[str]) -> None:
+    run = subprocess.run([linker, "-shared", "-o", path, *objects], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise IntqError(f"{linker} cannot link the kernels: {run.stderr.strip()}")
 
 
 def _sources(module) -> list[str]:

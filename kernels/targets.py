@@ -10,7 +10,6 @@ import tvm
 from intq.errors import IntqError
 from intq.kernels.cpu.isa import ISAS, Isa
 
-
 ARCHITECTURES = ("x86_64", "amd64", "aarch64", "arm", "riscv")
 
 
@@ -20,6 +19,11 @@ class Choice:
 
     target: tvm.target.Target
     isa: Isa
+
+    @property
+    def triple(self) -> str:
+        """LLVM's name of the machine, such as "aarch64-linux-gnu"."""
+        return _triple(self.target)
 
 
 def choose(target: str | dict = "cpu", isa: str | None = None) -> Choice:
