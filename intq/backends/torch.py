@@ -140,10 +140,11 @@ def convolve_unfolded(x: Tensor, weight: Tensor, *, stride, padding, dilation, g
 
 
 def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
-    a = node.attrs
-    x, (top, left, bottom, right) = x.to(runs[0].weight.dtype), a["padding"]
+    a, x = node.attrs, x.to(runs[0].weight.dtype)
+    top, left, bottom, right = a["padding"]
     geometry = {key: a[key] for key in ("stride", "dilation", "groups")} | {"padding": (top, left)}
-    if (top, left) != (bottom, right) or node.constants["pad_value"].any():
+    alike = (top, left) == (bottom, right)
+    if not alike or (any(a["padding"]) and node.constants["pad_value"].any()):
         x, geometry["padding"] = TorchDialect.pad2d(x, a["padding"], constants["pad_value"]), (0, 0)
     return _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight, **geometry))
 
