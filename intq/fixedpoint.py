@@ -16,6 +16,9 @@ from intq.errors import IntqError
 
 MULTIPLIER_BITS = 31  # multipliers lie in [2**30, 2**31): int32, with 30 bits of precision
 MIN_SHIFT, MAX_SHIFT = 1, 62  # one bit to round on at least; int64 keeps its sign at most
+# The longest shift worth having: an int32 times a multiplier that is off by half is then off by 2**-16 of an output unit,
+# and an offset keeps 17 bits before the point for the bias.
+LONGEST_SHIFT = 46
 
 
 def rescale(L, terms, offset, shift, low, high):
@@ -44,7 +47,10 @@ class Dyadic:
 
 
 def dyadic(real: np.ndarray | float) -> Dyadic:
-    """The nearest ``m / 2**s`` to each real multiplier, ``2**30 <= |m| < 2**31``: off by at most 2**-31 relative."""
+    """The nearest ``m / 2**s`` to each real multiplier, ``2**30 <= |m| < 2**31``: off by at most 2**-31 relative.
+
+    (Below 2**-16, see :func:`dyadic_terms`, by at most 2**-47 absolute.)
+    """
     (multiplier,), shift = dyadic_terms([real])
     return Dyadic(multiplier, shift)
 
@@ -53,8 +59,8 @@ def dyadic_terms(reals: list[np.ndarray | float]) -> tuple[list[np.ndarray], np.
     """Multipliers of several terms over one shift per channel, the largest of them in [2**30, 2**31).
 
     ``reals``: one array per term, broadcast together. Returns int32 multipliers and the int32 shift, all of the common
-    shape. Signs are kept. A channel whose multipliers are all zero gets ``m = 0, shift = 1``. A multiplier so small
-    that its shift would pass 62 loses low bits (its product is below one unit in any case).
+    shape. Signs are kept. Multipliers below 2**-16 would need a shift beyond LONGEST_SHIFT: they take that one and lose
+    low bits which no product can show; those of a channel without weights are zero.
 
     Raises IntqError when a multiplier is not finite or is 2**30 or more (the output scale is far too small).
     """
@@ -67,10 +73,10 @@ def dyadic_terms(reals: list[np.ndarray | float]) -> tuple[list[np.ndarray], np.
             f"a rescale multiplier is {largest.max():.3g}, expected less than 2**30; widen the output range"
         )
     exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]  # largest = f * 2**exponent, f in [0.5, 1)
-    shift = np.clip(MULTIPLIER_BITS - exponent, MIN_SHIFT, MAX_SHIFT)
+    shift = np.clip(MULTIPLIER_BITS - exponent, MIN_SHIFT, LONGEST_SHIFT)
     rounded = np.rint(np.ldexp(largest, shift))
     shift = np.where(rounded >= 2.0**MULTIPLIER_BITS, shift - 1, shift)  # 0.99999... rounds up to 2**31
-    shift = np.where(largest > 0, shift, MIN_SHIFT).astype(np.int32)
+    shift = np.where(largest > 0, shift, LONGEST_SHIFT).astype(np.int32)
     return [np.rint(np.ldexp(a, shift)).astype(np.int32) for a in arrays], shift
 
 
