@@ -16,7 +16,7 @@ from intq.errors import IntqError
 
 MULTIPLIER_BITS = 31  # multipliers lie in [2**30, 2**31): int32, with 30 bits of precision
 MIN_SHIFT, MAX_SHIFT = 1, 62  # one bit to round on at least; int64 keeps its sign at most
-# The longest shift worth having: an int32 times a multiplier that is off by half is then off by 2**-16 of an output unit,
+# The longest shift worth having: an int32 times a multiplier off by half is then off by 2**-16 of an output unit,
 # and an offset keeps 17 bits before the point for the bias.
 LONGEST_SHIFT = 46
 
