@@ -8,8 +8,10 @@ scores = network(pixels)                            # uint8 (n, h, w, 3) -> int3
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -35,5 +37,16 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'intq' has no attribute {name!r}")
     module, attribute = _LAZY[name]
     value = getattr(import_module(module), attribute)
-    globals()[name] = value  # importing intq.quantize binds the module to this name; the function takes its place
+    globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Importing the module intq.quantize would bind it to that name in the package, where the function has to stay."""
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
