@@ -14,7 +14,7 @@ def labels(rows: list[dict[str, Any]]) -> Table:
     """`intq run`: the best labels of each file."""
     table = Table(
         "input",
-        Column("label", style="bold", no_wrap=True),
+        Column("label", style="bold", no_wrap=True, max_width=40),
         Column("score", justify="right"),
         box=None,
         header_style="dim",
