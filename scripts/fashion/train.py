@@ -1,7 +1,7 @@
 """Train small networks on Fashion-MNIST in float, quantize them to 8 bits, and compare both on the 10,000 test images.
 
-The networks are plain float ones, trained without any knowledge of quantization, in about two minutes each on two
-cores. Their state dicts are kept in the cache and trained once; `intq quantize` takes them too.
+The networks are plain float ones, trained without any knowledge of quantization, in a few minutes each on two cores.
+Their state dicts are kept in the cache and trained once; `intq quantize` takes them too.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def checkpoint_of(name: str, data: Path, folder: Path, epochs: int, seed: int, r
         part = path.with_suffix(".part")
         torch.save({key: value.contiguous() for key, value in model.state_dict().items()}, part)
         part.replace(path)
-    err.print(f"{name}: {path}")
+    err.print(f"{name}: {path}", soft_wrap=True)
     return load(path)
 
 
@@ -103,7 +103,7 @@ def compare(name: str, checkpoint: Checkpoint, data: Path, samples: int, seed: i
 def main() -> int:
     parser = argparse.ArgumentParser(prog="train_fashion", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="which networks")
-    parser.add_argument("--epochs", type=int, help="passes over the training images (default: two minutes' worth)")
+    parser.add_argument("--epochs", type=int, help="passes over the training images (default 4)")
     parser.add_argument("--samples", type=int, default=512, help="images that calibrate (default 512)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
