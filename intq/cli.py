@@ -170,14 +170,15 @@ def evaluate(
         with step(f"Loading {source}"):
             checkpoint = domain.load(source)
             metadata, predict = domain.metadata(checkpoint), domain.network(checkpoint)
+        arithmetic = "floating point"
     else:
         metadata = artifact.load(network).metadata
         domain = domains.of_graph(metadata)
-        predict = compiled(Path(network), threads)
+        predict, arithmetic = compiled(Path(network), threads), "integers"
     with step("Evaluating") as advance:
         value = domain.evaluate(predict, metadata, data, limit=limit, batch=batch, progress=advance)
     scores = ", ".join(f"{name} [b]{100 * share:.2f} %[/]" for name, share in value["metrics"].items())
-    return Answer(value, (f"{metadata['model']} on {value['examples']} examples: {scores}",))
+    return Answer(value, (f"{metadata['model']} in {arithmetic} on {value['examples']} examples: {scores}",))
 
 
 @command("compile")

@@ -71,6 +71,17 @@ class Answer:
     failed: bool = False  # the command found what it looks for: exit code 1
 
 
+def sentence(error: Exception) -> str:
+    """A user's mistake in words; what is our own mistake is raised again."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and not error.name.startswith("intq"):
+        return f"this command needs {error.name}, which is not installed: pip install 'intq[vision]'"
+    if isinstance(error, IntqError):
+        return str(error)
+    raise error
+
+
 def command(app: typer.Typer, name: str) -> Callable:
     """Register a function that returns an Answer as a command with a --json switch.
 
@@ -83,12 +94,8 @@ def command(app: typer.Typer, name: str) -> Callable:
             try:
                 with stdout_to_stderr():
                     answer = function(*args, **kwargs)
-            except (IntqError, OSError) as error:
-                if isinstance(error, OSError):
-                    if error.filename is None:
-                        raise
-                    error = f"{error.filename}: {error.strerror}"
-                err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            except (IntqError, OSError, ModuleNotFoundError) as error:
+                err.print(f"[bold red]error:[/] {escape(sentence(error))}", soft_wrap=True)
                 raise typer.Exit(2) from None
             if json:
                 print_json(answer.value)

@@ -244,6 +244,14 @@ def test_the_process_exits_with_2_and_no_traceback(tmp_path):
     assert run.stderr.startswith("error: ")
 
 
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(net, tmp_path):
+    code = "import sys; sys.modules['PIL'] = None; from intq.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", net, tmp_path / "dog.jpg"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert "PIL" in run.stderr and "intq[vision]" in run.stderr
+
+
 def test_the_float_network_sees_the_same_pixels(weights):
     checkpoint = load(weights)
     pixels = random_images(2, checkpoint.input_size, channels=1)
