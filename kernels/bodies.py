@@ -79,8 +79,9 @@ class Vector:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def maximum(self, other: Vector) -> Vector:
-        return self._operate(other, tirx.max)
+    def lifted(self, places: int) -> Vector:
+        """Times ``2**places``."""
+        return self._operate(places, lambda a, b: a << b) if places else self
 
 
 def _sign_extended(pair_word):
@@ -127,9 +128,7 @@ def high_words(x: Vector) -> Vector:
     """The high 32 bits of each int64."""
     if not x.paired:
         return Vector(
-            tuple(
-                (p >> splat(HIGH_WORD, "int64", lanes(p))).astype(vector_type("int32", lanes(p))) for p in x.parts
-            ),
+            tuple((p >> splat(HIGH_WORD, "int64", lanes(p))).astype(vector_type("int32", lanes(p))) for p in x.parts),
             "int32",
         )
     return _joined(x, lambda even, odd, word: (_logical(even, word), odd & ~splat(0xFFFFFFFF, "int64", word)))

@@ -22,9 +22,9 @@ def structure(graph: Graph) -> str:
 
     That is everything but the arrays given at load time: of those, the shapes and whether shifts reach 32.
     """
-    from intq.kernels.pack import shift_base
+    from intq.kernels.pack import rescale_of
 
-    state = hashlib.sha256(_compiler_digest())
+    state, values = hashlib.sha256(_compiler_digest()), graph.values
     for value in graph.inputs:
         state.update(f"{value.name} {value.shape} {value.dtype}\n".encode())
     for node in graph.nodes:
@@ -34,8 +34,9 @@ def structure(graph: Graph) -> str:
             state.update(f"{key} {array.shape} {array.dtype.name}".encode())
             if array.ndim == BAKED_NDIM:
                 state.update(str(array.item()).encode())
-            if key == "shift":
-                state.update(str(shift_base(array)).encode())
+        if "shift" in node.constants:
+            rescale = rescale_of(node, tuple(values[name] for name in node.inputs))
+            state.update(f"{rescale.base} {rescale.lift}".encode())
     state.update(str(graph.outputs).encode())
     return state.hexdigest()
 

@@ -17,7 +17,7 @@ from intq.kernels.cpu.contract import Epilogue, contraction
 from intq.kernels.cpu.depthwise import depthwise
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import of_node
-from intq.kernels.cpu.pointwise import pointwise
+from intq.kernels.cpu.pointwise import lookup, pointwise
 from intq.kernels.library import Library, description, structure
 from intq.kernels.targets import choose
 from intq.ops import OPS
@@ -77,21 +77,18 @@ def _tensor(value: Value) -> Tensor:
     return value.shape, value.dtype
 
 
-def _base(node: Node) -> int:
-    return pack.shift_base(node.constants["shift"])
-
-
 def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     plan = of_node(isa, node, inputs[0])
     residual = inputs[1].dtype if len(inputs) > 1 else None
-    fields = tuple(name for name in pack.PER_CHANNEL if name in node.constants)
+    rescale = pack.rescale_of(node, inputs)
     finish = Epilogue(
         OPS[node.op].body,
         node.attrs["low"],
         node.attrs["high"],
         node.output.dtype,
         residual,
-        Channelwise(fields, _base(node)),
+        rescale.lift,
+        Channelwise(rescale.fields, rescale.base),
     )
     shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
     write = depthwise if plan.mode == "depthwise" else contraction
@@ -99,16 +96,16 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
 
 
 def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
-    base = _base(node) if "shift" in node.constants else 0
-    tensors = [_tensor(x) for x in inputs]
-    return pointwise(
-        "kernel", ISAS[isa], OPS[node.op].body, node.attrs, node.constants, base, tensors, _tensor(node.output)
-    )
+    tensors, body = [_tensor(x) for x in inputs], OPS[node.op].body
+    if "table" in node.constants:
+        return lookup("kernel", body, node.attrs, node.constants["table"].dtype.name, tensors, _tensor(node.output))
+    rescale = pack.rescale_of(node, inputs)
+    return pointwise("kernel", ISAS[isa], body, node.attrs, rescale, tensors, _tensor(node.output))
 
 
 def _avg_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     tensors = _tensor(inputs[0]), _tensor(node.output)
-    return pool.avg_pool("kernel", ISAS[isa], OPS[node.op].body, node.attrs, node.constants, _base(node), *tensors)
+    return pool.avg_pool("kernel", ISAS[isa], OPS[node.op].body, node.attrs, pack.rescale_of(node, inputs), *tensors)
 
 
 def _max_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,19 +25,20 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     if "weight" in constants:
         plan = of_node(isa, node, inputs[0])
         pack_weights = depthwise_weights if plan.mode == "depthwise" else weights
-        out = [pack_weights(plan, constants["weight"]), epilogue(constants, output_blocks(plan))]
+        out = [pack_weights(plan, constants["weight"]), epilogue(rescale_of(node, inputs), output_blocks(plan))]
     elif "table" in constants:
         out = [constants["table"]]
     elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].ndim:
         row = tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural))
-        out = [epilogue(constants, [(0, row)])]
+        out = [epilogue(rescale_of(node, inputs), [(0, row)])]
     if node.op == "pad" or any(node.attrs.get("padding", ())):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
         out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))
     if node.op == "avg_pool2d" and constants["multiplier"].ndim:
         pixels = node.output.shape[1:3]
-        fields = [constants[name].astype(np.int64) for name in ("multiplier", "offset", "shift")]
+        rescale = rescale_of(node, inputs).constants
+        fields = [rescale[name].astype(np.int64) for name in ("multiplier", "offset", "shift")]
         out.append(np.concatenate([np.broadcast_to(f.squeeze(-1) if f.ndim else f, pixels).ravel() for f in fields]))
     return [np.ascontiguousarray(array) for array in out]
 
@@ -64,7 +65,9 @@ def _block(plan: Plan, rows: np.ndarray, at: int, block: tuple[Run, ...]) -> np.
     pair = PAIR[plan.isa_name]
     if plan.isa_name != "amx":
         return columns.reshape(len(columns), -1, pair).transpose(1, 0, 2).ravel()
-    tiles = columns.reshape(-1, 16, plan.steps, plan.step // 4, 4).transpose(0, 2, 3, 1, 4)  # (tile, step, k/4, column, 4)
+    tiles = columns.reshape(-1, 16, plan.steps, plan.step // 4, 4).transpose(
+        0, 2, 3, 1, 4
+    )  # (tile, step, k/4, column, 4)
     return np.concatenate([tiles[i : i + 2].swapaxes(0, 1).ravel() for i in range(0, len(tiles), 2)])
 
 
@@ -82,18 +85,53 @@ def depthwise_weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def shift_base(shift: np.ndarray) -> int:
-    """What is taken off every shift: 32 where the kernel can take the high word first."""
-    return HIGH_WORD if shift.min() >= HIGH_WORD else 0
+@dataclass(frozen=True)
+class Rescale:
+    """A node's rescale constants as its kernel computes with them, an identity away from the node's own.
+
+    Where every shift is 32 or more, a kernel takes the high word of the 64-bit sum first and shifts 32 bits by the rest:
+    ``base`` is then 32 and the shifts are what exceeds it; otherwise it is 0. A residual whose scale is about that of the
+    output needs shifts of 30 or 31. There all terms are lifted by ``lift`` bits, which changes nothing:
+        (a m + r n + offset) >> s  =  (a (m 2^lift) + (r 2^lift) n + offset 2^lift) >> (s + lift)
+    """
+
+    constants: dict[str, np.ndarray]
+    base: int
+    lift: int
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(name for name in PER_CHANNEL if name in self.constants)
 
 
-def epilogue(constants: Mapping[str, np.ndarray], blocks: Blocks) -> np.ndarray:
+def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
+    """Whether and how a node's rescale reaches the high word."""
+    constants = {name: array for name, array in node.constants.items() if name not in ("weight", "pad_value", "table")}
+    least = int(constants["shift"].min())
+    if least >= HIGH_WORD:
+        return Rescale(constants | {"shift": constants["shift"] - HIGH_WORD}, HIGH_WORD, 0)
+    lift = HIGH_WORD - least
+    lifted = inputs[1:] if "weight" in node.constants else inputs
+    # every term stays below 2**62: a multiplier or operand that is lifted stays an int32
+    narrow = all(x.dtype != "int32" for x in lifted) and lift <= 15
+    offset = np.abs(constants["offset"].astype(np.float64)).max() < 2.0 ** (61 - lift)
+    if "weight" in node.constants:
+        multiplier = np.abs(constants["multiplier"].astype(np.int64)).max() < 2 ** (31 - lift)
+    else:
+        multiplier = node.op in ("add", "requantize")
+    if not (narrow and offset and multiplier):
+        return Rescale(constants, 0, 0)
+    constants |= {"offset": constants["offset"] << lift, "shift": constants["shift"] + (lift - HIGH_WORD)}
+    if "weight" in node.constants:
+        constants["multiplier"] = constants["multiplier"] << lift
+    return Rescale(constants, HIGH_WORD, lift)
+
+
+def epilogue(rescale: Rescale, blocks: Blocks) -> np.ndarray:
     """Per-channel rescale constants -> flat int64: for every run its multipliers, offset and shift, in lane order."""
-    channels = sum(run.width for _, block in blocks for run in block)
-    spread = {n: np.broadcast_to(constants[n], channels) for n in (*PER_CHANNEL, "shift") if n in constants}
-    fields = [spread[name].astype(np.int64) for name in PER_CHANNEL if name in spread]
-    base = shift_base(constants["shift"])
-    shift = spread["shift"].astype(np.int64) - base
+    channels, base = sum(run.width for _, block in blocks for run in block), rescale.base
+    spread = {name: np.broadcast_to(array, channels).astype(np.int64) for name, array in rescale.constants.items()}
+    fields, shift = [spread[name] for name in rescale.fields], spread["shift"]
     out = []
     for at, block in blocks:
         for run in block:

@@ -34,7 +34,9 @@ def kernel(name: str, arguments: list[tuple[tuple, str]], body: Callable) -> tir
         handles = [T.arg(f"a{i}", T.handle()) for i in range(len(arguments))]
         shapes = [[n if isinstance(d, str) else i64(d) for d in shape] for shape, _ in arguments]
         # TVM would take the data of others to lie at multiples of 64 bytes; NumPy's does not
-        tensors = [T.match_buffer(h, s, dtype, align=1) for h, s, (_, dtype) in zip(handles, shapes, arguments, strict=True)]
+        tensors = [
+            T.match_buffer(h, s, dtype, align=1) for h, s, (_, dtype) in zip(handles, shapes, arguments, strict=True)
+        ]
         flat = [T.decl_buffer((math.prod(t.shape, start=i64(1)),), t.dtype, data=t.data, align=1) for t in tensors]
         body(n, *flat)
     return builder.get()

@@ -12,9 +12,10 @@ from intq.kernels.cpu.build import i64, ramp
 from intq.kernels.cpu.runs import Run
 from intq.kernels.pack import epilogue_words
 
+
 @dataclass(frozen=True)
 class Channelwise:
-    """Constants of each channel. ``base``: what was taken off the shifts, see :func:`intq.kernels.pack.shift_base`."""
+    """Constants of each channel. ``base``: what was taken off the shifts, see :class:`intq.kernels.pack.Rescale`."""
 
     fields: tuple[str, ...]
     base: int
@@ -56,7 +57,7 @@ def uniform(constants: dict, run: Run, base: int) -> dict[str, Vector]:
         return Vector((splat(scalar(value), "int64", width),) * count, "int64", run.quad)
 
     out = {name: wide(value) for name, value in constants.items() if name != "shift"}
-    shift = scalar(constants["shift"]) - base
+    shift = scalar(constants["shift"])
     if base:
         out["shift"] = Vector((splat(shift.astype("int32"), "int32", run.part_lanes),) * run.parts, "int32", run.quad)
     else:

@@ -28,7 +28,11 @@ class Epilogue:
     high: int
     dtype: str
     residual: str | None
+    lift: int  # of the residual, see intq.kernels.pack.Rescale
     constants: Channelwise
+
+    def residual_of(self, buffer, index, run: Run) -> Vector:
+        return load(buffer, index, run).lifted(self.lift)
 
     def apply(self, operands: tuple[Vector, ...], constants: dict[str, Vector]) -> Vector:
         return self.body(TvmDialect, operands, constants, {"low": self.low, "high": self.high})
@@ -175,5 +179,5 @@ class _Writer:
     def _emit(self, operands, constants, index, run: Run) -> None:
         index = T.Bind(index)
         if self.residual is not None:
-            operands += (load(self.residual, index, run),)
+            operands += (self.epilogue.residual_of(self.residual, index, run),)
         store(self.out, index, self.epilogue.apply(operands, constants), run)

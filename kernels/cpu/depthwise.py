@@ -62,7 +62,7 @@ def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
 
                     def finish(x_, sums: Vector):
                         place = T.Bind(target + x_ * c + start)
-                        operands = (sums,) if residual is None else (sums, load(residual, place, run))
+                        operands = (sums,) if residual is None else (sums, epilogue.residual_of(residual, place, run))
                         store(out, place, epilogue.apply(operands, values), run)
 
                     rows = _interleaved if interleaves(plan, run) else _products
@@ -73,7 +73,10 @@ def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
                     first.setdefault(run.width, (weight_at, words_at))
                     weight_at += _run_bytes(plan, run)
                     words_at += epilogue.constants.words((run,))
-                over_runs(runs(plan.co, plan.isa.quads, plan.isa.natural), lambda start, run: one(start, run, *first[run.width]))
+                over_runs(
+                    runs(plan.co, plan.isa.quads, plan.isa.natural),
+                    lambda start, run: one(start, run, *first[run.width]),
+                )
 
     return kernel(name, arguments, write)
 

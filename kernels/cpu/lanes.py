@@ -71,7 +71,9 @@ def narrow(value: Vector, dtype: str, run: Run):
     pack = lambda name, kind, a, b: tirx.call_llvm_pure_intrin(kind, name, a, b)  # noqa: E731
     words = [pack(words_of, f"int16x{run.width // 2}", value.parts[i], value.parts[i + 1]) for i in (0, 2)]
     if dtype == "int16":  # lane l of the first vector has channels 16 l + (0..7), of the second 16 l + (8..15)
-        channel = np.concatenate([16 * (np.arange(run.width // 2) // 8) + np.arange(run.width // 2) % 8 + 8 * v for v in (0, 1)])
+        channel = np.concatenate(
+            [16 * (np.arange(run.width // 2) // 8) + np.arange(run.width // 2) % 8 + 8 * v for v in (0, 1)]
+        )
         whole = _shuffle(words, np.argsort(channel))
     else:
         whole = reinterpret(pack(bytes_of, f"int8x{run.width}", *words), f"uint8x{run.width}")
@@ -82,4 +84,3 @@ def narrow(value: Vector, dtype: str, run: Run):
     if low > least:
         whole = tirx.max(whole, splat(low, dtype, run.width))
     return whole
-

@@ -77,7 +77,9 @@ def amx(plan: Plan, a, at, weight, start, acc, runs) -> None:
                 where = pair + (index * count + j) * (16 * plan.step)
                 amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
             for i in range(2):
-                amx_instruction("tileloadd64", tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch))
+                amx_instruction(
+                    "tileloadd64", tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch)
+                )
                 for j in range(count):
                     amx_instruction("tdpbusd", tile(2 * i + j), tile(4 + i), tile(6 + j))
 

@@ -72,5 +72,3 @@ def pad(name: str, attrs, source, output) -> tirx.PrimFunc:
             pad_image(out, x, image, pad_value, (h, w, c), attrs["padding"], image * math.prod(output[0][1:]))
 
     return kernel(name, [source, ((c,), dtype), output], write)
-
-

@@ -60,7 +60,9 @@ def _vpdpbusd(total, x):
 def _vpmaddwd(total, x):
     words = reinterpret(x, "int16x16")
     # the first operand changes with the sum, or the product would be taken once, outside the loop
-    return total + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", reinterpret(total, "int16x16"), words)
+    return total + tirx.call_llvm_pure_intrin(
+        "int32x8", "llvm.x86.avx2.pmadd.wd", reinterpret(total, "int16x16"), words
+    )
 
 
 _RUN = {

@@ -14,20 +14,19 @@ from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import flat_runs, over_runs
+from intq.kernels.pack import Rescale
 
 
-def pointwise(name: str, isa: Isa, body, attrs, constants, base: int, inputs, output) -> tirx.PrimFunc:
-    """The kernel (inputs..., [packed constants | table], out). ``inputs``, ``output``: (shape, dtype).
+def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output) -> tirx.PrimFunc:
+    """The kernel (inputs..., [packed constants], out). ``inputs``, ``output``: (shape, dtype).
 
     Constants of shape () become immediates; per channel they are packed. The second input may be 1 where the first is not.
     """
-    if "table" in constants:
-        return _lookup(name, body, attrs, str(constants["table"].dtype), inputs, output)
-    channelwise = constants["multiplier"].ndim > 0 if "multiplier" in constants else False
-    length = math.prod(output[0][1:])
-    channels = output[0][-1]
+    constants, base, lift = rescale.constants, rescale.base, rescale.lift
+    channelwise = any(array.ndim for array in constants.values())
+    length, channels = math.prod(output[0][1:]), output[0][-1]
     arguments = list(inputs)
-    layout = Channelwise(tuple(n for n in ("multiplier", "offset") if n in constants), base)
+    layout = Channelwise(rescale.fields, base)
     if channelwise:
         arguments.append(((layout.words(tuple(runs(channels, isa.quads, isa.natural))),), "int64"))
 
@@ -39,7 +38,7 @@ def pointwise(name: str, isa: Isa, body, attrs, constants, base: int, inputs, ou
 
                 def element(index, run: Run):
                     index = T.Bind(index)
-                    operands = tuple(load(s, index, run) for s in sources)
+                    operands = tuple(load(s, index, run).lifted(lift) for s in sources)
                     store(out, index, body(TvmDialect, operands, uniform(constants, run, base), attrs), run)
 
                 flat_runs(n, length, isa, element)
@@ -48,7 +47,7 @@ def pointwise(name: str, isa: Isa, body, attrs, constants, base: int, inputs, ou
             with parallel(n * pixels) as pixel:
 
                 def element(start, run: Run):
-                    operands = [load(sources[0], T.Bind(pixel * channels + start), run)]
+                    operands = [load(sources[0], T.Bind(pixel * channels + start), run).lifted(lift)]
                     if len(sources) > 1:
                         at = _broadcast_pixel(pixel, inputs[0][0], inputs[1][0]) * inputs[1][0][-1]
                         operands.append(_broadcast_load(sources[1], at, start, inputs[1][0][-1], run))
@@ -84,7 +83,8 @@ def _broadcast_load(buffer, at, start, channels: int, run: Run) -> Vector:
     return Vector((tirx.Broadcast(one, run.part_lanes) if run.part_lanes > 1 else one,) * run.parts, "int32", run.quad)
 
 
-def _lookup(name: str, body, attrs, dtype: str, inputs, output) -> tirx.PrimFunc:
+def lookup(name: str, body, attrs, dtype: str, inputs, output) -> tirx.PrimFunc:
+    """The kernel (x, table, out)."""
     natural = Isa("", 0, 0, 0, (), 16, ())  # a gather has no use for pack order
 
     def write(n, x, table, out):

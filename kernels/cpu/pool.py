@@ -15,6 +15,7 @@ from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import over_runs
+from intq.kernels.pack import Rescale
 
 
 def _windows(name: str, source, output, attrs, arguments, pixel) -> tirx.PrimFunc:
@@ -46,11 +47,11 @@ def _windows(name: str, source, output, attrs, arguments, pixel) -> tirx.PrimFun
     return kernel(name, [source, *pads, *arguments, output], write)
 
 
-def avg_pool(name: str, isa: Isa, body, attrs, constants, base: int, source, output) -> tirx.PrimFunc:
+def avg_pool(name: str, isa: Isa, body, attrs, rescale: Rescale, source, output) -> tirx.PrimFunc:
     """The kernel (x, [pad_value], [constants (3, oh * ow) where they differ by pixel], out)."""
     (kh, kw), c = attrs["kernel"], source[0][3]
     names = ("multiplier", "offset", "shift")
-    per_pixel = any(constants[k].ndim for k in names)
+    constants, per_pixel = rescale.constants, rescale.constants["multiplier"].ndim > 0
     pixels = math.prod(output[0][1:3])
 
     def pixel(padded, at, width, number, of_image, rest, out):
@@ -69,7 +70,7 @@ def avg_pool(name: str, isa: Isa, body, attrs, constants, base: int, source, out
                 for j, part in enumerate(tap.parts):
                     T.buffer_store(sums, sums[ramp(j * lanes, lanes)] + part, [ramp(j * lanes, lanes)])
             total = Vector(tuple(sums[ramp(j * lanes, lanes)] for j in range(run.parts)), "int32", run.quad)
-            result = body(TvmDialect, (total,), uniform(values, run, base), attrs)
+            result = body(TvmDialect, (total,), uniform(values, run, rescale.base), attrs)
             store(out, number * c + start, result, run)
 
         over_runs(runs(c, isa.quads, isa.natural), run_sum)
