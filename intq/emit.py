@@ -122,7 +122,8 @@ def _contraction(e: _Emitter, node: FloatNode):
     if len(node.inputs) > 1:
         residual = e.quants[node.inputs[1]]
         inputs.append(e.in_order(node.inputs[1], order))
-        reals.append(np.full(len(q), residual.scale / quant.scale))
+        units = node.parameters.get("residual_scale", torch.ones(len(q))).double().numpy()
+        reals.append(units * (residual.scale / quant.scale))
     multipliers, shift = dyadic_terms(reals)
     offset = offset_of(bias / quant.scale, shift, quant.zero_point)
     offset = offset - has.zero_point * sums * multipliers[0].astype(np.int64)

@@ -6,7 +6,8 @@ Capture writes the graph, :mod:`intq.simplify` rewrites it, calibration runs it,
 Operations, ``x`` being the first input (``low``/``high``: an optional clamp of the result, default none):
 
 ==============  ==========================  ======================================================================
-conv2d          x [, residual]              weight, bias, [pad (ci,)]; stride, padding (t, l, b, r), dilation, groups
+conv2d          x [, residual]              weight, bias, [pad (ci,)], [residual_scale (co,)],
+                                            [channel_high (co,)]; stride, padding (t, l, b, r), dilation, groups
 linear          x [, residual]              weight, bias; over the last axis
 affine          x                           scale (c,), shift (c,) along axis 1
 add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
@@ -63,6 +64,11 @@ class FloatNode:
     @property
     def high(self) -> float:
         return self.attrs.get("high", math.inf)
+
+    @property
+    def channel_high(self) -> Tensor:
+        """An upper limit per channel, which equalization makes of ``high``; infinite where there is none."""
+        return self.parameters.get("channel_high", torch.tensor([math.inf]))
 
 
 @dataclass(frozen=True)
@@ -140,9 +146,15 @@ def contraction(node: FloatNode, x: Tensor, weight: Tensor, bias: Tensor | None)
     return F.conv2d(x, weight, bias, a["stride"], 0, a["dilation"], a["groups"])
 
 
+def scaled_residual(node: FloatNode, residual: Tensor) -> Tensor:
+    """The residual in the units of the output, where equalization gave the two different ones."""
+    scale = node.parameters.get("residual_scale")
+    return residual if scale is None else residual * per_channel(scale.to(residual), residual.ndim)
+
+
 def _contract(node: FloatNode, x: Tensor, residual: Tensor | None = None) -> Tensor:
     y = contraction(node, x, node.parameters["weight"], node.parameters["bias"])
-    return y if residual is None else y + residual
+    return y if residual is None else y + scaled_residual(node, residual)
 
 
 def _affine(node: FloatNode, x: Tensor) -> Tensor:
@@ -229,5 +241,11 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 def evaluate(node: FloatNode, *inputs: Tensor) -> Tensor:
     """What ``node`` computes from its inputs, its clamp included."""
-    y = _EVALUATE[node.op](node, *inputs)
+    return limited(node, _EVALUATE[node.op](node, *inputs))
+
+
+def limited(node: FloatNode, y: Tensor) -> Tensor:
+    """``y`` within the node's limits."""
+    if "channel_high" in node.parameters:
+        y = torch.minimum(y, per_channel(node.channel_high.to(y), y.ndim))
     return y.clamp(node.low, node.high) if math.isfinite(node.low) or math.isfinite(node.high) else y

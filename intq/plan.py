@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate
+from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate, limited, scaled_residual
 from intq.value import DTYPE_RANGE
 
 MOVES = frozenset({"concat", "max_pool2d", "reshape", "permute", "slice", "pad"})  # these keep their inputs' scale
@@ -90,7 +90,7 @@ class Plan:
         if node.op in CONTRACTIONS:
             weights = self.weights[node.name]
             result = contraction(node, inputs[0], weights.real(), weights.bias.float())
-            result = result + inputs[1] if len(inputs) > 1 else result
+            result = limited(node, result + scaled_residual(node, inputs[1]) if len(inputs) > 1 else result)
         else:
             result = evaluate(node, *inputs)
         return result if node.op in MOVES else self.quants[node.name].round(result, node.low, node.high)

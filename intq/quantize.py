@@ -3,96 +3,169 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from intq.calibrate import METHODS, Observation, choose_range, observe
+from intq.calibrate import METHODS, Histogram, choose_range, observe_histograms, observe_limits
 from intq.capture import capture
 from intq.emit import emit
+from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
-from intq.floatgraph import FloatGraph, evaluate
+from intq.floatgraph import FloatGraph, FloatNode, evaluate
 from intq.graph import Graph
-from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
-from intq.rounding import round_weights
+from intq.plan import CONTRACTIONS, MOVES, Plan, Quant
+from intq.rounding import ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
 from intq.value import Value
 
-CHUNK = 16  # calibration images that go through the network together
+CHUNK = 16  # samples that go through the network together
+WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
+WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
+INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
+INT16_HEADROOM = 1.5
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """See :func:`quantize`."""
+    """The choices of :func:`quantize`."""
 
     method: str = "mse"
+    equalize: bool = True
     bias_correction: bool = True
-    rounding: str = "nearest"
+    rounding: str = "gptq"
     residual_bits: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("rounding", ROUNDINGS), ("residual_bits", (8, 16))):
+            if getattr(self, name) not in allowed:
+                known = ", ".join(map(str, allowed))
+                raise IntqError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
 
 def quantize(
     model: torch.nn.Module,
     calibration: Iterable,
     *,
-    mean: Iterable[float] | None = None,
-    std: Iterable[float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     method: str = "mse",
+    equalize: bool = True,
     bias_correction: bool = True,
-    rounding: str = "nearest",
+    rounding: str = "gptq",
     residual_bits: int = 8,
-    progress: Callable[[str, int, int], None] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Graph:
-    options = Options(method, bias_correction, rounding, residual_bits)
+    """The integer network of ``model``: weights int8 per output channel, activations uint8, scores int32.
+
+    ``calibration``: batches of the model's input, labels not needed. Either uint8 pixels (n, h, w, c): the model's input
+    is then ``(pixel / 255 - mean) / std`` (per channel; default 0 and 1), which becomes part of the first convolution, and
+    the integer network takes the pixels. Or float tensors (n, ...) as the model takes them: the integer network's input
+    is then uint8 with the scale and zero point of its declared value, channel last.
+    ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
+    ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums.
+    ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph.
+    ``progress(stage, done, total)`` is called along the way.
+
+    The graph's metadata holds ``layers``: per value its name and ``sqnr_db`` against the float network on the calibration
+    data, and ``notices``: what was left out.
+    Raises IntqError for a model or an operation that cannot be taken, NaN or infinite weights, or unusable calibration data.
+    """
+    options = Options(method, equalize, bias_correction, rounding, residual_bits, seed)
     report = progress or (lambda stage, done, total: None)
     batches, pixels = _batches(calibration)
+    if not pixels and not (mean is None and std is None):
+        raise IntqError("mean and std go with uint8 pixels (n, h, w, c); the calibration data is float: leave them out")
     report("capture", 0, 1)
-    graph = capture(model, batches[0][:1])
-    scale, shift = None, None
+    graph, value = capture(model, batches[0]), None
     if pixels:
-        channels = graph.input_shape[1]
-        mean_t = torch.tensor(list(mean) if mean is not None else [0.0] * channels, dtype=torch.float64)
-        std_t = torch.tensor(list(std) if std is not None else [1.0] * channels, dtype=torch.float64)
-        scale, shift = 1 / (255 * std_t), -mean_t / std_t
-        graph = prepend_affine(graph, scale.float(), shift.float())
+        graph, value = _normalize(graph, mean, std)
     with torch.no_grad():
         graph = simplify(graph)
         report("capture", 1, 1)
-        observations = observe(graph, batches, lambda done, total: report("calibrate", done, total))
-        quants, narrow = choose_quants(graph, observations, options, pixels)
-        plan, layers = choose_weights(graph, batches, quants, narrow, options, lambda d, t: report("weights", d, t))
-    value = None
-    if pixels:
-        n, c, h, w = graph.input_shape
-        value = Value(
-            graph.input, (n, h, w, c), "uint8", 0, 255, tuple(scale.tolist()), tuple((-shift / scale).tolist())
-        )
-    metadata = {"layers": layers, "notices": list(graph.notices)}
-    return emit(plan, value, metadata)
+        plan = _choose_ranges(graph, batches, options, pixels, report)
+        plan, layers = _choose_weights(plan, _for_walk(plan.graph, batches), options, report)
+        return emit(plan, value, {"layers": layers, "notices": list(graph.notices)})
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
 
 
 def _batches(calibration: Iterable) -> tuple[list[Tensor], bool]:
-    tensors = []
-    for batch in calibration:
-        batch = batch[0] if isinstance(batch, (tuple, list)) else batch
-        tensors.append(torch.as_tensor(np.asarray(batch) if not isinstance(batch, Tensor) else batch))
-    if not tensors or sum(len(t) for t in tensors) == 0:
-        raise IntqError("no calibration data")
-    pixels = tensors[0].dtype == torch.uint8
-    whole = torch.cat(tensors)
-    if pixels:
-        whole = whole.permute(0, 3, 1, 2)
-    return [c.float().contiguous() for c in whole.split(CHUNK)], pixels
+    """The samples in float, channels second, in chunks; and whether they are uint8 pixels."""
+    if isinstance(calibration, (Tensor, np.ndarray)):
+        calibration = [calibration]
+    batches = [torch.as_tensor(b[0] if isinstance(b, (tuple, list)) else b) for b in calibration or ()]
+    batches = [b for b in batches if b.ndim > 0 and len(b) > 0]
+    if not batches:
+        raise IntqError("no calibration data: quantization needs samples of the input (no labels); a few dozen will do")
+    if len({(b.shape[1:], b.dtype) for b in batches}) > 1:
+        found = ", ".join(sorted({f"{tuple(b.shape[1:])} {b.dtype}" for b in batches}))
+        raise IntqError(f"calibration batches must agree in shape and type, got {found}; resize or crop the samples")
+    whole, pixels = torch.cat(batches), batches[0].dtype == torch.uint8
+    if pixels and whole.ndim != 4:
+        raise IntqError(f"uint8 calibration data must be pixels (n, h, w, c), got shape {tuple(whole.shape)}")
+    if not pixels and not (whole.is_floating_point() and whole.ndim >= 2):
+        raise IntqError(
+            f"calibration data must be uint8 pixels (n, h, w, c) or float samples (n, ...), "
+            f"got {whole.dtype} of shape {tuple(whole.shape)}"
+        )
+    if not pixels and not torch.isfinite(whole).all():
+        raise IntqError("the calibration data holds NaN or infinite numbers; remove those samples")
+    whole = whole.permute(0, 3, 1, 2) if pixels else whole
+    return [chunk.float().contiguous() for chunk in whole.split(CHUNK)], pixels
 
 
-# ---- scales ------------------------------------------------------------------------------------------------------
+def _normalize(
+    graph: FloatGraph, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[FloatGraph, Value]:
+    """The graph on pixels, and the declaration of its input."""
+    n, c, h, w = graph.input_shape
+    mean = np.asarray([0.0] * c if mean is None else mean, np.float64)
+    std = np.asarray([1.0] * c if std is None else std, np.float64)
+    for name, values in (("mean", mean), ("std", std)):
+        if values.shape != (c,) or not np.isfinite(values).all():
+            raise IntqError(f"{name} must be {c} finite numbers, one per channel, got {values.tolist()}")
+    if (std <= 0).any():
+        raise IntqError(f"std must be positive, got {std.tolist()}")
+    scale, shift = 1 / (255 * std), -mean / std
+    graph = prepend_affine(graph, *(torch.tensor(v, dtype=torch.float32) for v in (scale, shift)))
+    return graph, Value(graph.input, (n, h, w, c), "uint8", 0, 255, tuple(scale.tolist()), tuple((255 * mean).tolist()))
 
 
-def tied_groups(graph: FloatGraph) -> dict[str, str]:
-    """value -> the representative of the values that share its scale and zero point."""
+def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
+    """Samples from all over the data, as many as the walk keeps in memory."""
+    largest = max(math.prod(shape[1:]) for shape in graph.shapes().values())
+    wanted = max(1, min(WALK_SAMPLES, WALK_FLOATS // largest))
+    whole = torch.cat(batches)
+    if len(whole) <= wanted:
+        return batches
+    return list(whole[torch.arange(wanted) * len(whole) // wanted].split(CHUNK))
+
+
+# ---- ranges ------------------------------------------------------------------------------------------------------
+
+
+def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, pixels: bool, report: Progress) -> Plan:
+    steps = 2 * len(batches)
+    limits = observe_limits(graph, batches, lambda done, total: report("calibrate", done, steps))
+    if options.equalize:
+        graph, limits = equalize_channels(graph, limits)
+    histograms = observe_histograms(
+        graph, batches, limits, lambda done, total: report("calibrate", len(batches) + done, steps)
+    )
+    return choose_quants(graph, histograms, options, pixels)
+
+
+def tied_groups(graph: FloatGraph) -> list[list[str]]:
+    """The values by groups that share one scale and zero point: what moves or selects integers leaves them as they are."""
     parent = {name: name for name in graph.shapes()}
 
     def find(name: str) -> str:
@@ -104,101 +177,101 @@ def tied_groups(graph: FloatGraph) -> dict[str, str]:
         if node.op in MOVES:
             for name in node.inputs:
                 parent[find(name)] = find(node.name)
-    return {name: find(name) for name in parent}
+    groups: dict[str, list[str]] = {}
+    for name in parent:
+        groups.setdefault(find(name), []).append(name)
+    return list(groups.values())
 
 
-def choose_quants(
-    graph: FloatGraph, observations: Mapping[str, Observation], options: Options, pixels: bool
-) -> tuple[dict[str, Quant], dict[str, Quant]]:
-    group_of = tied_groups(graph)
-    members: dict[str, list[str]] = {}
-    for name, group in group_of.items():
-        members.setdefault(group, []).append(name)
-    nodes, users = {n.name: n for n in graph.nodes}, graph.users()
-    sums = _sums(graph)
-    by_group, narrow = {}, {}
-    for group, names in members.items():
-        fresh = [n for n in names if n not in nodes or nodes[n].op not in MOVES]
-        seen = [observations[n] for n in fresh]
-        eight = _uint8(*choose_range(seen, options.method, _reader(names, users)))
+def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], options: Options, pixels: bool) -> Plan:
+    """A plan without weights: what the integers of every value mean."""
+    makers, users, sums = {n.name: n for n in graph.nodes}, graph.users(), _residual_sums(graph)
+    quants, narrow = {}, {}
+    for names in tied_groups(graph):
+        fresh = [n for n in names if n not in makers or makers[n].op not in MOVES]
+        low, high = choose_range([histograms[n] for n in fresh], options.method, _reader(names, users))
+        high = min([high, *(float(makers[n].channel_high.min()) for n in fresh if n in makers)])
+        quant = affine_uint8(low, high)
+        largest = max(max(abs(histograms[n].low), abs(histograms[n].high)) for n in fresh) or 1.0
         if pixels and graph.input in names:
-            eight = Quant("uint8", 1.0, 0)
-        elif (
-            graph.output in names
-            and all(not users[n] or users[n][0].op in MOVES for n in names)
-            and all(n in nodes and nodes[n].op != "function" for n in fresh)
-        ):
-            largest = max(max(abs(o.low), abs(o.high)) for o in seen)
-            eight = Quant("int32", (largest or 1.0) / 2**23, 0)
+            quant = Quant("uint8", 1.0, 0)
+        elif _are_scores(graph, names, fresh, makers, users):
+            quant = Quant("int32", largest / INT32_SCORES, 0)
         elif options.residual_bits == 16 and len(names) == 1 and names[0] in sums:
-            narrow[names[0]] = eight
-            largest = max(max(abs(o.low), abs(o.high)) for o in seen)
-            eight = Quant("int16", 1.5 * (largest or 1.0) / 2**15, 0)
-        by_group[group] = eight
-    return {name: by_group[group] for name, group in group_of.items()}, narrow
+            narrow[names[0]] = quant
+            quant = Quant("int16", INT16_HEADROOM * largest / 2**15, 0)
+        quants.update(dict.fromkeys(names, quant))
+    return Plan(graph, quants, narrow, {})
 
 
-def _uint8(low: float, high: float) -> Quant:
+def affine_uint8(low: float, high: float) -> Quant:
+    """256 levels over [low, high], zero being one of them; low <= 0 <= high."""
     scale = (high - low) / 255
-    if not scale > 0:
+    if not scale > 0:  # nothing but zero was seen
         return Quant("uint8", 1.0, 0)
     return Quant("uint8", scale, min(max(round(-low / scale), 0), 255))
 
 
-def _sums(graph: FloatGraph) -> set[str]:
-    """Values that residual additions read or make."""
+def _are_scores(graph: FloatGraph, names: list[str], fresh: list[str], makers: dict, users: dict) -> bool:
+    """Whether the values are the network's answer alone and made by sums, which keep 32 bits."""
+    read_inside = any(user.op not in MOVES for name in names for user in users[name])
+    from_sums = all(name in makers and makers[name].op != "function" for name in fresh)
+    return graph.output in names and not read_inside and from_sums
+
+
+def _residual_sums(graph: FloatGraph) -> set[str]:
+    """The values that residual additions read or make."""
     sums = set()
     for node in graph.nodes:
         if node.op == "add":
             sums |= {node.name, *node.inputs}
-        elif node.op in ("conv2d", "linear") and len(node.inputs) > 1:
+        elif node.op in CONTRACTIONS and len(node.inputs) > 1:
             sums |= {node.name, node.inputs[1]}
     return sums
 
 
-def _reader(names, users) -> Callable[[Tensor], Tensor] | None:
+def _reader(names: list[str], users: Mapping[str, list[FloatNode]]) -> Callable[[Tensor], Tensor] | None:
     """What a value is read through, when functions alone read it."""
-    readers = [u for n in names for u in users[n]]
-    if len(names) == 1 and readers and all(u.op == "function" for u in readers):
-        return lambda x: torch.stack([evaluate(u, x.reshape(-1, 1)).reshape(x.shape) for u in readers]).sum(0)
-    return None
+    readers = [user for name in names for user in users[name]]
+    if len(names) > 1 or not readers or any(user.op != "function" for user in readers):
+        return None
+    return lambda x: torch.stack([evaluate(u, x.reshape(-1, 1)).reshape(x.shape) for u in readers]).sum(0)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------
 
 
-def choose_weights(graph, batches, quants, narrow, options, progress):
-    """Walks the float network and its quantized form side by side, a layer at a time."""
-    weights: dict[str, Weights] = {}
-    plan = Plan(graph, quants, narrow, weights)
-    exact: dict[str, list[Tensor]] = {graph.input: list(batches)}
-    rough: dict[str, list[Tensor]] = {graph.input: [quants[graph.input].round(b) for b in batches]}
+def _choose_weights(plan: Plan, batches: list[Tensor], options: Options, report: Progress) -> tuple[Plan, list[dict]]:
+    """Walks the float network and its quantized form side by side, deciding a layer's weights by what reaches it."""
+    graph, weights = plan.graph, {}
+    plan = Plan(graph, plan.quants, plan.narrow, weights)
+    exact: dict[str, list[Tensor]] = {graph.input: batches}
+    rough: dict[str, list[Tensor]] = {graph.input: [plan.quants[graph.input].round(b) for b in batches]}
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     layers = []
     for done, node in enumerate(graph.nodes):
-        wanted, inputs = [], []
-        for k in range(len(batches)):
-            wanted.append(evaluate(node, *[exact[i][k] for i in node.inputs]))
-            inputs.append([rough[i][k] for i in node.inputs])
+        wanted_from = [list(x) for x in zip(*(exact[name] for name in node.inputs), strict=True)]
+        made_from = [list(x) for x in zip(*(rough[name] for name in node.inputs), strict=True)]
         if node.op in CONTRACTIONS:
-            read = [plan.read(node, x) for x in inputs]
+            read = [plan.read(node, x) for x in made_from]
             weights[node.name] = round_weights(
-                node, [[exact[i][k] for i in node.inputs] for k in range(len(batches))], read, options
+                node, wanted_from, read, options.rounding, options.bias_correction, options.seed
             )
-        got = [plan.step(node, x) for x in inputs]
-        layers.append({"name": node.name, "sqnr_db": sqnr_db(wanted, got)})
-        exact[node.name], rough[node.name] = wanted, got
+        exact[node.name] = [evaluate(node, *x) for x in wanted_from]
+        rough[node.name] = [plan.step(node, x) for x in made_from]
+        if node.op not in MOVES:
+            layers.append({"name": node.name, "sqnr_db": round(sqnr_db(exact[node.name], rough[node.name]), 2)})
         for name in set(node.inputs):
             if last[name] == node.name:
                 del exact[name], rough[name]
-        progress(done + 1, len(graph.nodes))
+        report("weights", done + 1, len(graph.nodes))
     return plan, layers
 
 
-def sqnr_db(wanted: list[Tensor], got: list[Tensor]) -> float:
-    """10 log10(sum wanted**2 / sum (wanted - got)**2), at most 200 dB."""
+def sqnr_db(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """10 log10(sum wanted**2 / sum (wanted - got)**2), within -200 and 200 dB."""
     signal = sum(float(w.double().square().sum()) for w in wanted)
     noise = sum(float((w.double() - g).square().sum()) for w, g in zip(wanted, got, strict=True))
     if noise <= signal * 1e-20:
         return 200.0
-    return 10 * math.log10(max(signal, 1e-300) / noise)
+    return 10 * math.log10(max(signal / noise, 1e-20))

@@ -1,0 +1,152 @@
+"""Cross-layer equalization: channels of one tensor get scales of their own, which the neighbouring weights absorb.
+
+One scale per tensor serves its widest channel; a channel a tenth as wide keeps a tenth of the levels. Dividing channel c
+by ``s[c]`` where it is made (weights, bias, residual and upper limit of its contraction) and multiplying the weights
+that read it by ``s[c]`` leaves the network's function as it is and fills the 8 bits of every channel. A depthwise
+convolution absorbs ``s`` without loss, for its weights have a scale per channel anyway; a dense one pays, because the
+weights of one output spread wider. So ``s = range ** a / weight ** b`` is chosen per tensor, by the noise it predicts.
+
+(Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", eq. 7-11: there for pairs
+of layers and by weight ranges alone. Here a residual is scaled too, for its multipliers are per channel, and a channel
+may be limited by what it was seen to reach instead of its ReLU6, for both are the end of its 8 bits.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from intq.calibrate import Limits
+from intq.floatgraph import FloatGraph, FloatNode
+from intq.plan import CONTRACTIONS
+
+# A channel's reach is known from the calibration data alone; full equalization (exponent 1) would clip the next photo.
+# On MobileNetV2, photos held out: 21.1 dB at 1, 22.2 at 0.8, 21.8 at 0.6, 20.5 at 0.4, 17.0 without (activations alone).
+LARGEST_EXPONENT = 0.8
+WIDEST = 2.0**10  # between the reach of two channels, at most
+COMPENSATED = 0.4  # the share of the weights' rounding noise that error-compensating rounding leaves
+
+
+def equalize(graph: FloatGraph, limits: Mapping[str, Limits]) -> tuple[FloatGraph, dict[str, Limits]]:
+    """The graph with scaled channels, and its limits. The function is the same, up to float rounding."""
+    nodes, users, limits = {n.name: n for n in graph.nodes}, graph.users(), dict(limits)
+    for node in graph.nodes:
+        reached = _readers(graph, node.name, users) if node.op in CONTRACTIONS and node.low in (0, -math.inf) else None
+        if reached is None:
+            continue
+        values, readers = reached
+        scale = _choose(nodes[node.name], [(nodes[name], residual) for name, residual in readers], limits[node.name])
+        if scale is None:
+            continue
+        nodes[node.name] = _divide_output(nodes[node.name], scale)
+        for name, residual in readers:
+            nodes[name] = _multiply_input(nodes[name], scale, residual)
+        for name in values:
+            limits[name] = limits[name].divided(scale)
+    return replace(graph, nodes=tuple(nodes[n.name] for n in graph.nodes)), limits
+
+
+def _readers(graph: FloatGraph, name: str, users) -> tuple[list[str], list[tuple[str, bool]]] | None:
+    """The values that are scaled with ``name`` (pools of it) and the contractions that read them, True as a residual.
+
+    None when anything else reads them.
+    """
+    shapes, values, readers = graph.shapes(), [name], []
+    for value in values:  # grows
+        if value == graph.output:
+            return None
+        for user in users[value]:
+            if user.op in CONTRACTIONS and len(shapes[value]) in (2, 4):
+                readers += [(user.name, i == 1) for i, read in enumerate(user.inputs) if read == value]
+            elif _keeps_channels(user, shapes[value]):
+                values.append(user.name)
+            else:
+                return None
+    return values, readers
+
+
+def _keeps_channels(node: FloatNode, shape: tuple) -> bool:
+    """Whether scaling the input's channels scales the output's."""
+    if node.op == "reshape":
+        return node.shape[:2] == shape[:2] and math.prod(node.shape[2:]) == math.prod(shape[2:]) == 1
+    unlimited = math.isinf(node.low) and math.isinf(node.high)
+    return node.op in ("mean", "avg_pool2d", "max_pool2d") and unlimited
+
+
+def _choose(node: FloatNode, readers: list[tuple[FloatNode, bool]], seen: Limits) -> Tensor | None:
+    """The scales of least predicted noise, None when there is nothing to scale."""
+    reach = torch.maximum(seen.high.abs(), seen.low.abs())
+    widest = float(reach.max())
+    if not (widest > 0 and readers):
+        return None
+    reach = torch.where(reach > 0, reach, torch.full_like(reach, widest)).clamp_min(widest / WIDEST)
+    size = torch.stack([_column_size(reader) for reader, residual in readers if not residual] or [reach * 0]).amax(0)
+    size = torch.where(size > 0, size, size.max().clamp_min(1e-30)).clamp_min(float(size.max()) / WIDEST)
+    exponents = [(a, b) for a in torch.linspace(0, LARGEST_EXPONENT, 9).tolist() for b in (0.0, 1 - a)]
+    candidates = [_normalized(reach**a / size**b, reach, node.high) for a, b in exponents]
+    noise = [sum(_noise(r, residual, s, reach, seen.square) for r, residual in readers) for s in candidates]
+    return candidates[noise.index(min(noise))]
+
+
+def _normalized(scale: Tensor, reach: Tensor, high: float) -> Tensor:
+    """Such that the widest channel is as wide as before, and no channel's upper limit falls below that."""
+    widest = float(reach.max())
+    scale = scale * (float((reach / scale).max()) / widest)
+    return scale if math.isinf(high) else scale.clamp_max(high / widest)
+
+
+def _per_weight(node: FloatNode, values: Tensor) -> Tensor:
+    """(ci,) -> (co, ci / groups, 1): the value of the input channel that each weight reads."""
+    groups, (co, per) = node.attrs.get("groups", 1), node.parameters["weight"].shape[:2]
+    return values.reshape(groups, 1, per).expand(groups, co // groups, per).reshape(co, per, 1)
+
+
+def _column_size(node: FloatNode) -> Tensor:
+    """(ci,): the largest weight that reads each input channel."""
+    weight, groups = node.parameters["weight"].double().abs(), node.attrs.get("groups", 1)
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).amax((1, 3)).reshape(-1)
+
+
+def _noise(node: FloatNode, residual: bool, scale: Tensor, reach: Tensor, square: Tensor) -> float:
+    """The noise, over the signal, that 8 bits of the scaled input and of the weights bring to a reader's output."""
+    step = float((reach / scale).max()) / 255
+    variance = (scale * step).square() / 12  # of rounding, per channel, in the units before scaling
+    if residual:
+        return float(variance.sum() / square.sum().clamp_min(1e-30))
+    weight = (
+        node.parameters["weight"].double().flatten(2) if node.op == "conv2d" else node.parameters["weight"].double()
+    )
+    weight = weight.reshape(*weight.shape[:2], -1)  # (co, ci / groups, taps)
+    activations = (weight.square() * _per_weight(node, variance)).sum()
+    steps = (weight * _per_weight(node, scale)).abs().amax((1, 2)) / 127
+    power = _per_weight(node, square / scale.square()).sum((1, 2)) * weight.shape[2]
+    weights = COMPENSATED * (steps.square() / 12 * power).sum()
+    signal = (weight.square() * _per_weight(node, square)).sum().clamp_min(1e-30)
+    return float((activations + weights) / signal)
+
+
+def _divide_output(node: FloatNode, scale: Tensor) -> FloatNode:
+    weight, bias, inverse = node.parameters["weight"], node.parameters["bias"], (1 / scale).float()
+    new = {"weight": weight * inverse.reshape(-1, *[1] * (weight.ndim - 1)), "bias": bias * inverse}
+    if len(node.inputs) > 1:
+        new["residual_scale"] = node.parameters.get("residual_scale", torch.ones_like(inverse)) * inverse
+    if math.isfinite(node.high):
+        new["channel_high"] = node.high * inverse
+        node = replace(node, attrs={k: v for k, v in node.attrs.items() if k != "high"})
+    return node.with_parameters(**new)
+
+
+def _multiply_input(node: FloatNode, scale: Tensor, residual: bool) -> FloatNode:
+    if residual:
+        own = node.parameters.get("residual_scale", torch.ones_like(scale))
+        return node.with_parameters(residual_scale=(own * scale).float())
+    weight = node.parameters["weight"]
+    factor = _per_weight(node, scale).reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+    new = {"weight": weight * factor.float()}
+    if "pad" in node.parameters:
+        new["pad"] = (node.parameters["pad"] / scale).float()
+    return node.with_parameters(**new)
