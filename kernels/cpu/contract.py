@@ -73,7 +73,7 @@ class _Writer:
     out: object
 
     def write(self, n, pad_value=None) -> None:
-        plan, tile = self.plan, self.plan.isa.rows
+        plan, tile = self.plan, self.plan.tile_rows
         h, w, c = plan.source
         image_bytes = h * w * c
         if plan.mode == "direct":
@@ -109,7 +109,7 @@ class _Writer:
         with parallel_region():
             if self.plan.isa_name == "amx":
                 micro.amx_configure(self.plan)
-            with workspace(self.plan.isa.rows * self.plan.isa.columns, "int32") as acc:
+            with workspace(self.plan.tile_rows * self.plan.isa.columns, "int32") as acc:
                 yield acc
             if self.plan.isa_name == "amx":
                 micro.amx_release()
@@ -120,14 +120,12 @@ class _Writer:
         The last tile of rows begins early enough to end with them: it computes some rows a second time, and nothing
         beyond the end of A is read.
         """
-        plan, tile = self.plan, self.plan.isa.rows
+        plan, tile = self.plan, self.plan.tile_rows
         blocks = plan.blocks
         row_tiles = -(-rows // tile) if isinstance(rows, int) else (rows + tile - 1) // tile
-        # units of work follow one another so that a thread keeps the larger operand: its columns of W or its rows of A
-        by_columns = plan.k * plan.columns > plan.source[0] * plan.source[1] * plan.source[2]
         with parallel(row_tiles * len(blocks), barrier) as unit:
-            number = unit // row_tiles if by_columns else unit % len(blocks)
-            tile_number = unit % row_tiles if by_columns else unit // len(blocks)
+            number = unit // row_tiles if plan.by_columns else unit % len(blocks)
+            tile_number = unit % row_tiles if plan.by_columns else unit // len(blocks)
             row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
             count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns") else i64(tile)
             self._blocks(a, at, row, count, first, group, number, blocks, acc)

@@ -42,7 +42,7 @@ def amx_configure(plan: Plan) -> None:
     """Load the tile shapes; once a thread, before the first product."""
     palette = local(64, "uint8")
     row_bytes = [64] * 4 + [plan.step] * 2 + [64] * 2
-    rows = [16] * 6 + [plan.step // 4] * 2
+    rows = [plan.tile[0]] * 6 + [plan.step // 4] * 2
     content = [1] + [0] * 15
     content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
     for i, byte in enumerate(content):
@@ -64,30 +64,34 @@ def tile(number: int):
 
 
 def amx(plan: Plan, a, at, weight, start, acc, runs) -> None:
-    width = padded_width(runs)
-    for first in range(0, width // 16, 2):
-        count = min(2, width // 16 - first)
-        pair = start + first * 16 * plan.step * plan.steps
-        for i in range(2):
-            for j in range(count):
-                amx_instruction("tilezero", tile(2 * i + j))
-
-        def step(offset, index, pair=pair, count=count):
-            for j in range(count):
-                where = pair + (index * count + j) * (16 * plan.step)
-                amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
+    width, (height, tall) = padded_width(runs), plan.tile
+    for row in range(0, height * tall, 2 * height):
+        for first in range(0, width // 16, 2):
+            count = min(2, width // 16 - first)
+            _amx_pair(plan, a, at + row * plan.pitch, weight, start + first * 16 * plan.step * plan.steps, count)
             for i in range(2):
-                amx_instruction(
-                    "tileloadd64", tile(4 + i), T.address_of(a[at + i * 16 * plan.pitch + offset]), i64(plan.pitch)
-                )
                 for j in range(count):
-                    amx_instruction("tdpbusd", tile(2 * i + j), tile(4 + i), tile(6 + j))
+                    where = T.address_of(acc[i64((row + i * height) * width + (first + j) * 16)])
+                    amx_instruction("tilestored64", tile(2 * i + j), where, i64(4 * width))
 
-        _steps(plan, step)
+
+def _amx_pair(plan: Plan, a, at, weight, start, count: int) -> None:
+    """Tiles 0..3 = two tiles of rows by ``count`` tiles of columns, over all of K."""
+    for i in range(2):
+        for j in range(count):
+            amx_instruction("tilezero", tile(2 * i + j))
+
+    def step(offset, index):
+        for j in range(count):
+            where = start + (index * count + j) * (16 * plan.step)
+            amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
         for i in range(2):
+            where = at + i * plan.tile[0] * plan.pitch + offset
+            amx_instruction("tileloadd64", tile(4 + i), T.address_of(a[where]), i64(plan.pitch))
             for j in range(count):
-                where = T.address_of(acc[i64(i * 16 * width + (first + j) * 16)])
-                amx_instruction("tilestored64", tile(2 * i + j), where, i64(4 * width))
+                amx_instruction("tdpbusd", tile(2 * i + j), tile(4 + i), tile(6 + j))
+
+    _steps(plan, step)
 
 
 # ---- vectors: rows x registers of accumulators ------------------------------------------------------------------

@@ -12,6 +12,7 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,7 +81,7 @@ class Plan:
     def pitch(self) -> int:
         if self.mode in ("direct", "flat"):
             return self.source[2]
-        return -(-self.length // 16) * 16
+        return -(-self.length // 16) * 16 + (TILE_BYTES if self.length % 512 == 0 else 0)  # rows in different cache sets
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
@@ -94,6 +95,35 @@ class Plan:
     def image_rows(self) -> int:
         oh, ow = self.output
         return (oh - 1) * self.padded[1] + ow if self.mode == "flat" else oh * ow
+
+    @cached_property
+    def tile(self) -> tuple[int, int]:
+        """(rows of a hardware tile, such tiles) of a unit of work: as few rows beyond the image as possible.
+
+        With few products per row a unit has four tiles: while the first two are rescaled, the others are multiplied.
+        """
+        if self.isa_name != "amx":
+            return self.isa.rows, 1
+        if self.mode == "rows":
+            return 8, 2
+        count = 4 if self.k <= 256 and self.image_rows >= 512 else 2
+        rows = self.image_rows
+        return min(((tiles(rows, h * count) * h, -h, h) for h in range(8, 17)))[2], count
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a unit of work."""
+        return self.tile[0] * self.tile[1]
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether threads share the columns of W and not the rows of A.
+
+        W comes from memory that all cores share, A for the most part from the core's own cache or the other core's,
+        which is some three times as slow.
+        """
+        rows_bytes = self.image_rows * self.pitch if self.mode == "columns" else math.prod(self.source)
+        return self.k * self.columns > 3 * rows_bytes
 
     @property
     def step(self) -> int:
