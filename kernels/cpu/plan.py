@@ -98,17 +98,13 @@ class Plan:
 
     @cached_property
     def tile(self) -> tuple[int, int]:
-        """(rows of a hardware tile, such tiles) of a unit of work: as few rows beyond the image as possible.
-
-        With few products per row a unit has four tiles: while the first two are rescaled, the others are multiplied.
-        """
+        """(rows of a hardware tile, such tiles) of a unit of work: as few rows beyond the image as possible."""
         if self.isa_name != "amx":
             return self.isa.rows, 1
         if self.mode == "rows":
             return 8, 2
-        count = 4 if self.k <= 256 and self.image_rows >= 512 else 2
         rows = self.image_rows
-        return min(((tiles(rows, h * count) * h, -h, h) for h in range(8, 17)))[2], count
+        return min((tiles(rows, 2 * h) * h, -h, h) for h in range(8, 17))[2], 2
 
     @property
     def tile_rows(self) -> int:
@@ -123,7 +119,7 @@ class Plan:
         which is some three times as slow.
         """
         rows_bytes = self.image_rows * self.pitch if self.mode == "columns" else math.prod(self.source)
-        return self.k * self.columns > 3 * rows_bytes
+        return self.k * self.columns > 4 * (rows_bytes + 2 * self.image_rows * self.columns)
 
     @property
     def step(self) -> int:
