@@ -309,7 +309,10 @@ def bench(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)
-        if not folder.exists() and network in domains.architectures():
+        if not folder.exists():
+            if network not in domains.architectures():
+                known = ", ".join(domains.architectures())
+                raise IntqError(f"{network} is no artifact's folder, nor an architecture; there are {known}")
             folder = Path(temporary, network)
             artifact.save(integer_network(network, None, seed=seed), folder)
         artifact.load(folder)

@@ -227,6 +227,15 @@ def test_a_target_that_tvm_does_not_know_is_refused(net, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_bench_of_neither_a_folder_nor_an_architecture_names_those_there_are(tmp_path):
+    assert "mobilenet_v2" in complaint("bench", tmp_path / "missing")
+
+
+def test_a_checkpoint_of_another_task_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
+    assert "bert" in complaint("quantize", tmp_path, "--data", tmp_path, "-o", tmp_path / "out")
+
+
 def test_an_artifact_of_a_bare_module_says_how_to_run_it(tmp_path, photos):
     from intq.quantize import quantize
 
