@@ -16,6 +16,7 @@ from intq import artifact, console, domains, show
 from intq.bench import bench as measure
 from intq.console import Answer, step
 from intq.errors import IntqError
+from intq.graph import Graph
 
 app = typer.Typer(
     name="intq",
@@ -90,6 +91,7 @@ def quantize(
     random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Use so many of the images at most.")] = 128,
     method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
+    residual_bits: Annotated[int, typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.")] = 8,
     seed: Seed = 0,
     threads: Threads = None,
     force: Force = False,
@@ -111,7 +113,7 @@ def quantize(
         raise IntqError("--random makes up its own data: leave out --data, or give a checkpoint and leave out --random")
     if not random and data is None:
         raise IntqError("no calibration data: give --data a folder with some images like those the network will see")
-    graph = integer_network(source, data, seed=seed, samples=samples, method=method)
+    graph = integer_network(source, data, seed, samples=samples, method=method, residual_bits=residual_bits)
     artifact.save(graph, output, overwrite=force)
     proof = graph.verify()
     size = folder_bytes(output)
@@ -314,7 +316,7 @@ def bench(
                 known = ", ".join(domains.architectures())
                 raise IntqError(f"{network} is no artifact's folder, nor an architecture; there are {known}")
             folder = Path(temporary, network)
-            artifact.save(integer_network(network, None, seed=seed), folder)
+            artifact.save(integer_network(network, None, seed), folder)
         artifact.load(folder)
         compiled(folder, threads)
         with step(f"Timing {network}"):
@@ -322,21 +324,18 @@ def bench(
     return Answer(value, show.timing(value))
 
 
-def integer_network(source: str, data: Path | None, *, seed: int, samples: int = RANDOM_SAMPLES, method: str = "mse"):
+def integer_network(source: str, data: Path | None, seed: int, samples: int = RANDOM_SAMPLES, **options) -> Graph:
     """The graph of a checkpoint calibrated on `data`, or where that is None of an architecture with random weights."""
     domain = domains.of_architecture(source) if data is None else domains.of_checkpoint(source)
     with step(f"Loading {source}"):
         checkpoint = domain.random(source, seed) if data is None else domain.load(source)
     samples = min(samples, RANDOM_SAMPLES) if data is None else samples
     with step(f"Quantizing {checkpoint.name}") as advance:
-        return domain.quantize(
-            checkpoint,
-            data,
-            samples=samples,
-            seed=seed,
-            method=method,
-            progress=lambda stage, done, total: advance(done, total, stage),
-        )
+
+        def progress(stage: str, done: int, total: int) -> None:
+            advance(done, total, stage)
+
+        return domain.quantize(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
 
 
 def check_output(folder: Path, force: bool) -> None:

@@ -86,7 +86,8 @@ def quantize(
 
     preprocess = checkpoint.preprocess
     batches = calibration(checkpoint, data, samples, seed)
-    graph = quantize(checkpoint.model, batches, mean=preprocess.mean, std=preprocess.std, progress=progress, **options)
+    mean, std = preprocess.mean, preprocess.std
+    graph = quantize(checkpoint.model, batches, mean=mean, std=std, seed=seed, progress=progress, **options)
     return replace(graph, metadata={**graph.metadata, **metadata(checkpoint)})
 
 
