@@ -12,7 +12,6 @@ from tvm.ir import Call, PointerType, PrimType
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-
 STACK_BYTES = 1024
 CPU = 1  # TVM's number of the device
 

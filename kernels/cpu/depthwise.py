@@ -6,25 +6,23 @@ per column of the image and serve every output pixel whose window holds the colu
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
+
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, reinterpret, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
+from intq.kernels.cpu.contract import Epilogue
 from intq.kernels.cpu.gather import pad_image
 from intq.kernels.cpu.lanes import load, store
-from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.plan import Plan, interleaves
-from intq.kernels.cpu.sweep import over_runs
+from intq.kernels.cpu.runs import Run, runs
 
 PRODUCT = {64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.128"}
-PIXELS = 4  # neighbouring outputs held in registers
-
-
-def _run_bytes(plan: Plan, run: Run) -> int:
-    kh, kw = plan.kernel
-    return kw * run.width * (-(-kh // 4) * 4 if interleaves(plan, run) else kh)
+PIXELS = (4, 5, 3)  # neighbouring outputs held in registers: what fits a row best
 
 
 def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
@@ -37,48 +35,97 @@ def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
     if pads:
         arguments.append(((plan.co,), "uint8"))
     arguments.append((shapes["out"], epilogue.dtype))
-    (h, w, c), (oh, ow) = plan.source, plan.output
-    width = plan.padded[1] * c
+    row = runs(plan.co, plan.isa.quads, plan.isa.natural)
+    in_place = all(interleaves(plan, run) for run in row)
 
     def write(n, x, *rest):
         residual = rest[0] if epilogue.residual else None
         weight, constants, *pad_value, out = rest[1:] if epilogue.residual else rest
-        padded = scratch(plan.padded[0] * width, "uint8") if pads else x
+        writer = _Writer(plan, epilogue, row, x, residual, weight, constants, out)
+        if in_place or not pads:
+            with parallel_region():
+                writer.rows(n * plan.output[0], pad_value[0] if pads else None)
+            return
+        padded = scratch(math.prod(plan.padded) * plan.co, "uint8")
         with parallel_region(), serial(n) as image:
-            at = image * (h * w * c)
-            if pads:
-                pad_image(padded, x, image, pad_value[0], plan.source, plan.padding)
-                at = i64(0)
-            with parallel(oh, barrier=pads) as y:
-                row = at + y * (plan.stride[0] * width)
-                target = (image * oh + y) * (ow * c)
-                weight_at, words_at = 0, 0
-
-                def one(start, run: Run, weight_at, words_at):
-                    index = (start - run.start) // run.width
-                    words = epilogue.constants.words((run,))
-                    values = epilogue.constants.load(constants, T.Bind(words_at + index * words), run)
-                    taps_at = T.Bind(weight_at + index * _run_bytes(plan, run))
-
-                    def finish(x_, sums: Vector):
-                        place = T.Bind(target + x_ * c + start)
-                        operands = (sums,) if residual is None else (sums, epilogue.residual_of(residual, place, run))
-                        store(out, place, epilogue.apply(operands, values), run)
-
-                    rows = _interleaved if interleaves(plan, run) else _products
-                    rows(plan, padded, T.Bind(row + start), width, weight, taps_at, run, finish)
-
-                first: dict[int, tuple[int, int]] = {}
-                for run in runs(plan.co, plan.isa.quads, plan.isa.natural):
-                    first.setdefault(run.width, (weight_at, words_at))
-                    weight_at += _run_bytes(plan, run)
-                    words_at += epilogue.constants.words((run,))
-                over_runs(
-                    runs(plan.co, plan.isa.quads, plan.isa.natural),
-                    lambda start, run: one(start, run, *first[run.width]),
-                )
+            pad_image(padded, x, image, pad_value[0], plan.source, plan.padding)
+            inner = replace(plan, source=(*plan.padded, plan.co), padding=(0, 0, 0, 0))
+            replace(writer, plan=inner, x=padded).rows(plan.output[0], None, image * plan.output[0], barrier=True)
 
     return kernel(name, arguments, write)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The buffers of one kernel, and the code over them."""
+
+    plan: Plan
+    epilogue: Epilogue
+    row: list[Run]
+    x: object
+    residual: object
+    weight: object
+    constants: object
+    out: object
+
+    def rows(self, count, pad_value, first=0, barrier: bool = False) -> None:
+        """``count`` rows of outputs from row number ``first`` on; row r of x's first image begins at 0.
+
+        A unit of work is a row and one of its widest runs; the last of these takes what is left of the channels too.
+        """
+        widest = self.row[0]
+        alike = [run for run in self.row if run.width == widest.width]
+        weights, words = self._run_bytes(widest), self.epilogue.constants.words((widest,))
+        with parallel(count * len(alike), barrier) as unit:
+            y, i = T.Bind(unit // len(alike)), unit % len(alike)
+            self._run(y, first, i * widest.width, widest, i * weights, i * words, pad_value)
+            if len(alike) < len(self.row):
+                with T.If(i == len(alike) - 1), T.Then():
+                    weight_at, words_at = len(alike) * weights, len(alike) * words
+                    for run in self.row[len(alike) :]:
+                        self._run(y, first, i64(run.start), run, i64(weight_at), i64(words_at), pad_value)
+                        weight_at += self._run_bytes(run)
+                        words_at += self.epilogue.constants.words((run,))
+
+    def _run_bytes(self, run: Run) -> int:
+        kh, kw = self.plan.kernel
+        return kw * run.width * (-(-kh // 4) * 4 if interleaves(self.plan, run) else kh)
+
+    def _run(self, y, first, start, run: Run, weight_at, words_at, pad_value) -> None:
+        """One row of outputs, one run of channels."""
+        plan = self.plan
+        (h, w, c), (oh, ow) = plan.source, plan.output
+        values = self.epilogue.constants.load(self.constants, T.Bind(words_at), run)
+        target, weight_at = T.Bind((y + first) * (ow * c) + start), T.Bind(weight_at)
+        image, top = y // oh, T.Bind(y % oh * plan.stride[0] - plan.padding[0])
+        source = T.Bind(image * (h * w * c) + start)
+
+        def finish(x, sums: Vector) -> None:
+            place = T.Bind(target + x * c)
+            operands = (sums,)
+            if self.residual is not None:
+                operands += (self.epilogue.residual_of(self.residual, place, run),)
+            store(self.out, place, self.epilogue.apply(operands, values), run)
+
+        if not interleaves(plan, run):
+            _products(plan, self.x, T.Bind(source + top * (w * c)), w * c, self.weight, weight_at, run, finish)
+            return
+        pad = None if pad_value is None else T.Bind(pad_value[ramp(start, run.width)])
+        lines = [self._line(source, top, k * plan.dilation[0]) for k in range(plan.kernel[0])]
+        _interleaved(plan, self.x, lines, pad, self.weight, weight_at, run, finish)
+
+    def _line(self, source, top, row: int):
+        """(where row ``top + row`` of the image begins, whether it is in the image); None: it always is.
+
+        For one outside, where the nearest inside begins: something to load before the padding is chosen.
+        """
+        (h, w, c), (oh, _) = self.plan.source, self.plan.output
+        least = row - self.plan.padding[0]
+        y = top + row
+        if least >= 0 and (oh - 1) * self.plan.stride[0] + least < h:
+            return T.Bind(source + y * (w * c)), None
+        nearest = tirx.max(tirx.min(y, i64(h - 1)), i64(0))
+        return T.Bind(source + nearest * (w * c)), T.Bind(tirx.all(y >= 0, y < h))
 
 
 def _products(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finish) -> None:
@@ -98,35 +145,65 @@ def _products(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finish) 
         finish(x_, Vector(tuple(sums[ramp(j * lanes, lanes)] for j in range(run.parts)), "int32", run.quad))
 
 
-def _interleaved(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finish) -> None:
-    """A few neighbouring output pixels at a time; each column of the image is interleaved once for all of them."""
-    (kh, kw), (dh, dw), c, ow = plan.kernel, plan.dilation, plan.source[2], plan.output[1]
-    stride, lanes, pixels = plan.stride[1], run.part_lanes, min(PIXELS, ow)
-    fours = -(-kh // 4)
-    with serial(-(-ow // pixels)) as tile:
-        left = T.Bind(tirx.min(tile * pixels, i64(ow - pixels)))
+def _interleaved(plan: Plan, x, lines: list, pad, weight, taps_at, run: Run, finish) -> None:
+    """A few neighbouring output pixels at a time; each column of the image is interleaved once for all of them.
+
+    Only the first and last of these tiles can have columns outside of the image: they have code of their own.
+    """
+    (_, kw), (_, dw), (_, w, c), ow = plan.kernel, plan.dilation, plan.source, plan.output[1]
+    stride, left = plan.stride[1], plan.padding[1]
+    pixels = min(PIXELS, key=lambda p: (-(-ow // min(p, ow)) * min(p, ow), -min(p, ow)))
+    pixels = min(pixels, ow)
+    columns = (pixels - 1) * stride + (kw - 1) * dw + 1
+    starts = [min(i * pixels, ow - pixels) for i in range(-(-ow // pixels))]
+
+    def tap(at, valid):
+        loaded = x[ramp(at, run.width)]
+        return loaded if valid is None else tirx.Select(tirx.Broadcast(valid, run.width), loaded, pad)
+
+    def tile(first, columns_outside: set[int]) -> None:
         sums = [local(run.width, "int32") for _ in range(pixels)]
+        lanes = run.part_lanes
         place = lambda j: ramp(j * lanes, lanes)  # noqa: E731
         for p in range(pixels):
             for j in range(4):
                 T.buffer_store(sums[p], splat(0, "int32", lanes), [place(j)])
-        for column in range((pixels - 1) * stride + (kw - 1) * dw + 1):
+        for column in range(columns):
             users = [(p, t) for p in range(pixels) for t in range(kw) if p * stride + t * dw == column]
-            for four in range(fours if users else 0):
-                first = at + (left * stride + column) * c
-                rows = [
-                    x[ramp(first + i * (dh * width), run.width)] if i < kh else splat(0, "uint8", run.width)
-                    for i in range(4 * four, 4 * four + 4)
-                ]
+            if not users:
+                continue
+            at_column = (first * stride + (column - left)) * c
+            if column in columns_outside:
+                taps = [pad] * len(lines)
+            else:
+                taps = [tap(begin + at_column, valid) for begin, valid in lines]
+            for four in range(0, len(lines), 4):
+                rows = taps[four : four + 4]
+                rows += [splat(0, "uint8", run.width)] * (4 - len(rows))
                 for j, quad in enumerate(_interleave(rows, run.width)):
                     quad = T.Bind(quad)
                     for p, t in users:
-                        w = weight[ramp(taps_at + ((t * fours + four) * 4 + j) * run.width, run.width)]
+                        at = taps_at + ((t * -(-len(lines) // 4) + four // 4) * 4 + j) * run.width
                         name, old = PRODUCT[run.width], sums[p][place(j)]
-                        total = tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, old, quad, w)
+                        total = tirx.call_llvm_pure_intrin(
+                            f"int32x{lanes}", name, old, quad, weight[ramp(at, run.width)]
+                        )
                         T.buffer_store(sums[p], total, [place(j)])
         for p in range(pixels):
-            finish(left + p, Vector(tuple(sums[p][place(j)] for j in range(4)), "int32", True))
+            finish(first + p, Vector(tuple(sums[p][place(j)] for j in range(4)), "int32", True))
+
+    def outside(first: int) -> set[int]:
+        return {k for k in range(columns) if not 0 <= first * stride + k - left < w}
+
+    inner = [i for i, first in enumerate(starts) if not outside(first) and first == i * pixels]
+    low, high = (inner[0], inner[-1] + 1) if inner else (0, 0)
+    for first in starts[:low]:
+        tile(i64(first), outside(first))
+    if inner:
+        with serial(high - low) as i:
+            tile(T.Bind((i + low) * pixels), set())
+    for first in starts[high:]:
+        tile(i64(first), outside(first))
 
 
 def _interleave(rows: list, width: int) -> list:

@@ -81,7 +81,9 @@ class Plan:
     def pitch(self) -> int:
         if self.mode in ("direct", "flat"):
             return self.source[2]
-        return -(-self.length // 16) * 16 + (TILE_BYTES if self.length % 512 == 0 else 0)  # rows in different cache sets
+        return -(-self.length // 16) * 16 + (
+            TILE_BYTES if self.length % 512 == 0 else 0
+        )  # rows in different cache sets
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
