@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
 from intq.floatgraph import FloatGraph, FloatNode, evaluate
 from intq.graph import Graph
-from intq.plan import CONTRACTIONS, MOVES, Plan, Quant
+from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
 from intq.rounding import ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
 from intq.value import Value
 
 CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
+NOISE_BATCHES = 2  # of the walk's, by which the layers' noise is measured
 WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
 INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
 INT16_HEADROOM = 1.5
@@ -91,7 +92,9 @@ def quantize(
         graph = simplify(graph)
         report("capture", 1, 1)
         plan = _choose_ranges(graph, batches, options, pixels, report)
-        plan, layers = _choose_weights(plan, _for_walk(plan.graph, batches), options, report)
+        walked = _for_walk(plan.graph, batches)
+        plan = replace(plan, weights=_choose_weights(plan.graph, walked, options, report))
+        layers = layer_noise(plan, walked[:NOISE_BATCHES])
         return emit(plan, value, {"layers": layers, "notices": list(graph.notices)})
 
 
@@ -241,37 +244,47 @@ def _reader(names: list[str], users: Mapping[str, list[FloatNode]]) -> Callable[
 # ---- weights -----------------------------------------------------------------------------------------------------
 
 
-def _choose_weights(plan: Plan, batches: list[Tensor], options: Options, report: Progress) -> tuple[Plan, list[dict]]:
-    """Walks the float network and its quantized form side by side, deciding a layer's weights by what reaches it."""
-    graph, weights = plan.graph, {}
-    plan = Plan(graph, plan.quants, plan.narrow, weights)
-    exact: dict[str, list[Tensor]] = {graph.input: batches}
-    rough: dict[str, list[Tensor]] = {graph.input: [plan.quants[graph.input].round(b) for b in batches]}
+def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, report: Progress) -> dict[str, Weights]:
+    """Walks the float network and the same with integer weights side by side, a layer at a time.
+
+    What is to be made up for is the error of the weights upstream. That of the activations' rounding and clipping is
+    left out: a bias that corrects the mean of clipped peaks shifts every pixel, through a ReLU too (MobileNetV2, photos
+    held out: 21.2 dB so, 18.6 dB with it, 19.3 dB without any correction).
+    """
+    weights = {}
+    exact, rough = {graph.input: batches}, {graph.input: batches}
     last = {name: node.name for node in graph.nodes for name in node.inputs}
-    layers = []
     for done, node in enumerate(graph.nodes):
-        wanted_from = [list(x) for x in zip(*(exact[name] for name in node.inputs), strict=True)]
-        made_from = [list(x) for x in zip(*(rough[name] for name in node.inputs), strict=True)]
+        float_inputs = [list(x) for x in zip(*(exact[name] for name in node.inputs), strict=True)]
+        inputs = [list(x) for x in zip(*(rough[name] for name in node.inputs), strict=True)]
+        rounded = node
         if node.op in CONTRACTIONS:
-            read = [plan.read(node, x) for x in made_from]
-            weights[node.name] = round_weights(
-                node, wanted_from, read, options.rounding, options.bias_correction, options.seed
-            )
-        exact[node.name] = [evaluate(node, *x) for x in wanted_from]
-        rough[node.name] = [plan.step(node, x) for x in made_from]
-        if node.op not in MOVES:
-            layers.append({"name": node.name, "sqnr_db": round(sqnr_db(exact[node.name], rough[node.name]), 2)})
+            chosen = round_weights(node, float_inputs, inputs, options.rounding, options.bias_correction, options.seed)
+            weights[node.name] = chosen
+            rounded = node.with_parameters(weight=chosen.real(), bias=chosen.bias.float())
+        exact[node.name] = [evaluate(node, *x) for x in float_inputs]
+        rough[node.name] = [evaluate(rounded, *x) for x in inputs]
         for name in set(node.inputs):
             if last[name] == node.name:
                 del exact[name], rough[name]
         report("weights", done + 1, len(graph.nodes))
-    return plan, layers
+    return weights
 
 
-def sqnr_db(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """10 log10(sum wanted**2 / sum (wanted - got)**2), within -200 and 200 dB."""
-    signal = sum(float(w.double().square().sum()) for w in wanted)
-    noise = sum(float((w.double() - g).square().sum()) for w, g in zip(wanted, got, strict=True))
+def layer_noise(plan: Plan, batches: Sequence[Tensor]) -> list[dict]:
+    """Per value that is computed (not only moved): its name and its SQNR in dB against the float network."""
+    powers: dict[str, list[float]] = {}
+    for batch in batches:
+        for (name, exact), (_, rough) in zip(plan.graph.values(batch), plan.values(batch), strict=True):
+            power = powers.setdefault(name, [0.0, 0.0])
+            power[0] += float(exact.double().square().sum())
+            power[1] += float((exact.double() - rough).square().sum())
+    computed = [node.name for node in plan.graph.nodes if node.op not in MOVES]
+    return [{"name": name, "sqnr_db": round(decibel(*powers[name]), 2)} for name in computed]
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), within -200 and 200."""
     if noise <= signal * 1e-20:
         return 200.0
     return 10 * math.log10(max(signal / noise, 1e-20))

@@ -1,8 +1,8 @@
-"""Real weights -> int8 weights and a bias, so that a layer fed with quantized inputs answers as the float layer does.
+"""Real weights -> int8 weights and a bias, so that a layer answers as the float layer does.
 
 Per output channel the scale is the largest weight over 127. ``nearest`` rounds each weight alone. ``gptq`` rounds them
 one after another, each time letting the weights that are still real make up for the error on the inputs seen, for which
-it needs ``H = sum (x - mean)' (x - mean)`` of the layer's (quantized) inputs ``x``, and no labels (Frantar et al. 2022,
+it needs ``H = sum (x - mean)' (x - mean)`` of the layer's inputs ``x``, and no labels (Frantar et al. 2022,
 "GPTQ", eq. 2-3; about the mean, because the bias takes that). The bias is then corrected by the mean of what is lacking.
 
 Measured (MobileNetV2, weights alone in 8 bits, photos held out): nearest 21.7 dB, with the bias corrected 31.0 dB, gptq
@@ -29,7 +29,7 @@ Inputs = list[list[Tensor]]  # per batch, the node's inputs
 def round_weights(
     node: FloatNode, exact: Inputs, rough: Inputs, rounding: str, correct_bias: bool, seed: int
 ) -> Weights:
-    """``exact``, ``rough``: the node's inputs in the float and in the quantized network."""
+    """``exact``, ``rough``: the node's inputs in the float network, and behind layers that are rounded already."""
     weight, groups = node.parameters["weight"], node.attrs.get("groups", 1)
     w = weight.double().reshape(groups, len(weight) // groups, -1)  # (g, co/g, k)
     scale = w.abs().amax(2) / LIMIT
