@@ -54,3 +54,19 @@ class Value:
 def bind_shape(shape: Shape, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape with every symbolic dimension replaced by its size."""
     return tuple(sizes[d] if isinstance(d, str) else d for d in shape)
+
+
+def check_inputs(declared: tuple[Value, ...], arrays) -> None:
+    """Raise IntqError unless the arrays have the declared dtypes and shapes."""
+    if len(arrays) != len(declared):
+        raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
+    for value, array in zip(declared, arrays, strict=True):
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype != value.dtype:
+            raise IntqError(f"input {value.name}: expected {value.dtype}, got {dtype}")
+        fits = len(array.shape) == len(value.shape) and all(
+            isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(map(str, value.shape))
+            raise IntqError(f"input {value.name}: expected shape ({wanted}), got {tuple(array.shape)}")

@@ -17,7 +17,7 @@ import numpy as np
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph
-from intq.value import Value, bind_shape
+from intq.value import Value, bind_shape, check_inputs
 
 COMPILED_RUNS = 4  # of every batch: threads that disturb each other do not do so every time
 
@@ -115,7 +115,7 @@ def _images(graph: Graph, images: Iterable[np.ndarray]) -> Iterator[tuple[str, A
             raise IntqError(f"images fit a graph with one input; this one has {len(graph.inputs)}")
         image = np.asarray(image)
         image = image[None] if image.ndim == len(graph.inputs[0].shape) - 1 else image
-        reference.check_inputs(graph.inputs, (image,))
+        check_inputs(graph.inputs, (image,))
         yield f"image {i}", (image,)
 
 

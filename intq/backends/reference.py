@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from intq.errors import IntqError
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.op import window_shape
-from intq.value import DTYPE_RANGE, Value
+from intq.value import DTYPE_RANGE, check_inputs
 
 
 class NumpyDialect:
@@ -77,22 +76,6 @@ def run_node(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     operands = _LOOPS[op.loop](inputs, node)
     result = op.body(NumpyDialect, operands, node.constants, node.attrs)
     return np.ascontiguousarray(result.astype(node.output.dtype, copy=False))
-
-
-def check_inputs(declared: tuple[Value, ...], arrays) -> None:
-    """Raise IntqError unless the arrays have the declared dtypes and shapes."""
-    if len(arrays) != len(declared):
-        raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
-    for value, array in zip(declared, arrays, strict=True):
-        dtype = str(array.dtype).removeprefix("torch.")
-        if dtype != value.dtype:
-            raise IntqError(f"input {value.name}: expected {value.dtype}, got {dtype}")
-        fits = len(array.shape) == len(value.shape) and all(
-            isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
-        )
-        if not fits:
-            wanted = ", ".join(map(str, value.shape))
-            raise IntqError(f"input {value.name}: expected shape ({wanted}), got {tuple(array.shape)}")
 
 
 def _pointwise(inputs, node):

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intq.backends.reference import check_inputs
 from intq.backends.torch import CONTRACTIONS, TorchDialect, carrier, exact_result, exact_runs, operands_of, tensors_of
 from intq.errors import IntqError
 from intq.graph import Graph, Node, make_node
 from intq.ops import OPS
-from intq.value import DTYPE_RANGE, Value
+from intq.value import DTYPE_RANGE, Value, check_inputs
 
 WEIGHT_LIMIT = 127  # int8, narrow range
 

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intq.backends.reference import check_inputs
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.op import window_shape
-from intq.value import DTYPE_RANGE, Value
+from intq.value import DTYPE_RANGE, Value, check_inputs
 
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
 CACHED_ELEMENTS = 2**15  # of int64, per thread: a body's few temporaries of them stay in a core's second-level cache
