@@ -53,13 +53,13 @@ def verdict(value: dict[str, Any]) -> tuple:
     """`intq verify` for people."""
     table = Table(box=None, show_header=False)
     for backend, count in value["mismatches"].items():
-        compared = f"{value['compared'][backend]:,} values compared with the reference"
+        compared = f"{value['compared'][backend]:,} values compared"
         table.add_row(mark(count == 0), backend, f"{count:,} mismatches", f"[dim]{compared}[/]")
     count = value["float_instructions"]
     kernels = f"{len(value['kernels'])} kernels, {value['instruction_set']}"
     table.add_row(mark(count == 0), "float audit", f"{count:,} floating-point instructions", f"[dim]{kernels}[/]")
     proof = value["overflow"]
-    widest = f"widest: {proof['widest_bits']} of 32 bits"
+    widest = f"widest {proof['widest_bits']} of 32 bits"
     table.add_row(mark(proof["proven"]), "overflow", "impossible, proven", f"[dim]{widest}, {proof['node']}[/]")
     human = [table]
     if value["first_mismatch"]:
