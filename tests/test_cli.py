@@ -1,6 +1,7 @@
 """The command line as a user meets it: documented JSON, one clear sentence for a mistake, nothing half-written."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -266,3 +267,14 @@ def test_the_float_network_sees_the_same_pixels(weights):
     pixels = random_images(2, checkpoint.input_size, channels=1)
     normal = torch.from_numpy(checkpoint.preprocess.normalize(pixels)).permute(0, 3, 1, 2)
     assert np.array_equal(domain.network(checkpoint)(pixels), checkpoint.model(normal).detach().numpy())
+
+
+def test_the_readmes_example_runs(root, tmp_path, weights, photos):
+    example = (root / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    example = example.replace("microsoft/resnet-50", str(weights)).replace("photos/", str(photos))
+    code = f"{example}\nassert scores.shape == (4, 10) and scores.dtype.name == 'int32'"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    assert artifact.is_artifact(tmp_path / "resnet50-int8")
