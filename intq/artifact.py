@@ -47,7 +47,8 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        for path in (temporary, *temporary.iterdir()):  # mkdtemp and safetensors make them private
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
         elif folder.exists():

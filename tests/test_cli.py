@@ -80,6 +80,13 @@ def test_help_shows_examples_and_documents_the_json(command):
     assert "Examples" in result.stdout and f"intq {command} " in result.stdout and "JSON" in result.stdout
 
 
+def test_an_artifact_is_as_readable_as_any_new_file(net, tmp_path):
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in net.iterdir() if path.suffix != ".so"} == {
+        (tmp_path / "new").stat().st_mode
+    }
+
+
 def test_the_seed_decides_the_artifact(net, tmp_path):
     same, other = tmp_path / "same", tmp_path / "other"
     answer("quantize", "small_resnet", "--random", "-o", same)
