@@ -5,9 +5,9 @@ import os
 # Set before NumPy and torch are imported anywhere: their thread pools read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")
