@@ -1,4 +1,4 @@
-"""From calibration data to ranges: limits and histograms of every value of the float graph, and the range that loses least.
+"""From calibration data to ranges: limits and histograms of the float graph's values, and the range that loses least.
 
 ``minmax``: the least and the greatest value seen. ``percentile``: all but a ten-thousandth at either end. ``mse``: the
 range of least mean squared error, ``sum_x count(x) * (f(quantized(x)) - f(x))**2`` over the histogram, where ``f`` is

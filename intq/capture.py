@@ -1,8 +1,8 @@
 """torch.nn.Module -> :class:`intq.floatgraph.FloatGraph`, through ``torch.export`` with a symbolic batch.
 
-Every aten operation that intq takes has one function below, registered under the operation's name; an in-place variant
-(``relu_``) is the operation itself followed by a renaming. What depends on parameters alone is computed at once. What no
-function takes is an :class:`~intq.errors.IntqError` that names the module, the operation and what to do.
+Every aten operation that intq takes has one function below, registered under the operation's name; an in-place
+variant (``relu_``) is the operation itself followed by a renaming. What depends on parameters alone is computed at
+once. What no function takes is an :class:`~intq.errors.IntqError` that names the module, the operation and what to do.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Build:
 
 
 def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
-    """The float graph of ``model`` in evaluation mode; ``example`` (batch, channels, height, width) gives the input's shape.
+    """The float graph of ``model`` in evaluation mode; ``example`` (batch, ...) gives the input's shape.
 
     The model may return a tensor or an object holding one tensor (a Hugging Face output). It is not changed.
     Raises IntqError when the model does not export, returns several tensors, holds NaN or infinite numbers, or uses an
@@ -108,7 +108,7 @@ def _export(model: torch.nn.Module, example: Tensor):
     model = copy.deepcopy(model).eval().float()
     example = example.to(torch.float32)
     example = example[:1].expand(2, *example.shape[1:]).contiguous()  # a batch of one would be taken for a constant
-    hint = "write it without control flow on values, and let the batch stay the first axis"
+    hint = "write it without control flow on values, keep the batch as the first axis and read its size as x.shape[0]"
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own deprecations
@@ -159,11 +159,8 @@ def _take(build: _Build, node: torch.fx.Node, values: dict):
     target = node.target
     if target is operator.getitem:
         return values[node.args[0]][node.args[1]]
-    name = (
-        getattr(target, "_schema", None)
-        and target._schema.name.split("::")[-1]
-        or getattr(target, "__name__", str(target))
-    )
+    schema = getattr(target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema else getattr(target, "__name__", str(target))
     base = name if name.startswith("__") else name.rstrip("_")
     build.module, build.op = _where(node), base
     at = f"{build.module or 'the model'}: "
@@ -215,7 +212,7 @@ def _single_output(node: torch.fx.Node, values: dict) -> str:
 class _Storage:
     """Which fx nodes share memory, so that an in-place operation reaches every later reader of what it overwrites."""
 
-    _SAME = {"alias", "detach", "contiguous", "dropout", "feature_dropout", "to", "identity", "requires_grad"}
+    _SAME = frozenset({"alias", "detach", "contiguous", "dropout", "feature_dropout", "to"})
 
     def __init__(self, graph: torch.fx.Graph) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
@@ -243,8 +240,8 @@ class _Storage:
             read_later = any(self.order[user] > now for user in other.users)
             if root is self.root[node] and other not in variable and other is not node and read_later:
                 raise IntqError(
-                    f"{build.module or 'the model'}: {build.op}: an in-place operation on a view whose base is read later "
-                    "is not taken; use the form that is not in place"
+                    f"{build.module or 'the model'}: {build.op}: an in-place operation on a view whose base is read "
+                    "later is not taken; use the form that is not in place"
                 )
         variable.add(node)
         self.variable[node] = variable

@@ -1,6 +1,7 @@
 """A plan -> :class:`intq.graph.Graph`: constants, channel-last layouts, bounds.
 
-Nothing is chosen here. A :class:`intq.plan.Plan` holds every value's real meaning and every contraction's weights; what remains is exact arithmetic on multipliers and offsets, and moving axes.
+Nothing is chosen here. A :class:`intq.plan.Plan` holds every value's real meaning and every contraction's weights;
+what remains is exact arithmetic on multipliers and offsets, and moving axes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ IMAGE = (0, 2, 3, 1)  # channel last
 def emit(plan: Plan, input_value: Value | None = None, metadata: Mapping | None = None) -> Graph:
     """The integer graph, proven node by node.
 
-    ``input_value``: the declared input (default: derived from its Quant). Raises IntqError for what has no integer form.
+    ``input_value``: the declared input (default: derived from its Quant).
+    Raises IntqError for what has no integer form.
     """
     return _Emitter(plan, input_value).run(dict(metadata or {}))
 

@@ -1,7 +1,8 @@
 """The float graph: a network as a list of the few operations that intq knows, and its interpreter in torch.
 
-Values are named, channels come second (torch's layout), and the first axis of every shape is the symbolic batch ``"n"``.
-Capture writes the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it into integers.
+Values are named, channels come second (torch's layout), and the first axis of every shape is the symbolic batch
+``"n"``. Capture writes the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it
+into integers.
 
 Operations, ``x`` being the first input (``low``/``high``: an optional clamp of the result, default none):
 
@@ -41,7 +42,7 @@ BATCH = "n"
 
 @dataclass(frozen=True)
 class FloatNode:
-    """One operation; ``name`` is also the name of the value it makes, ``module`` the path of the module it came from."""
+    """One operation; ``name`` is also the name of the value it makes, ``module`` the path of its module."""
 
     name: str
     op: str

@@ -66,18 +66,18 @@ def quantize(
 ) -> Graph:
     """The integer network of ``model``: weights int8 per output channel, activations uint8, scores int32.
 
-    ``calibration``: batches of the model's input, labels not needed. Either uint8 pixels (n, h, w, c): the model's input
-    is then ``(pixel / 255 - mean) / std`` (per channel; default 0 and 1), which becomes part of the first convolution, and
-    the integer network takes the pixels. Or float tensors (n, ...) as the model takes them: the integer network's input
-    is then uint8 with the scale and zero point of its declared value, channel last.
+    ``calibration``: batches of the model's input, labels not needed. Either uint8 pixels (n, h, w, c): the model's
+    input is then ``(pixel / 255 - mean) / std`` (per channel; default 0 and 1), which becomes part of the first
+    convolution, and the integer network takes the pixels. Or float tensors (n, ...) as the model takes them: the
+    integer network's input is then uint8 with the scale and zero point of its declared value, channel last.
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph.
     ``progress(stage, done, total)`` is called along the way.
 
-    The graph's metadata holds ``layers``: per value its name and ``sqnr_db`` against the float network on the calibration
-    data, and ``notices``: what was left out.
-    Raises IntqError for a model or an operation that cannot be taken, NaN or infinite weights, or unusable calibration data.
+    The graph's metadata holds ``layers``: per value its name and ``sqnr_db`` against the float network on the
+    calibration data, and ``notices``: what was left out.
+    Raises IntqError for a model or an operation that cannot be taken, NaN or infinite weights, or unusable data.
     """
     options = Options(method, equalize, bias_correction, rounding, residual_bits, seed)
     report = progress or (lambda stage, done, total: None)
@@ -168,7 +168,7 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
 
 
 def tied_groups(graph: FloatGraph) -> list[list[str]]:
-    """The values by groups that share one scale and zero point: what moves or selects integers leaves them as they are."""
+    """The values by groups that share one scale and zero point: what only moves or selects integers ties them."""
     parent = {name: name for name in graph.shapes()}
 
     def find(name: str) -> str:

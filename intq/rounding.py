@@ -3,7 +3,7 @@
 Per output channel the scale is the largest weight over 127. ``nearest`` rounds each weight alone. ``gptq`` rounds them
 one after another, each time letting the weights that are still real make up for the error on the inputs seen, for which
 it needs ``H = sum (x - mean)' (x - mean)`` of the layer's inputs ``x``, and no labels (Frantar et al. 2022,
-"GPTQ", eq. 2-3; about the mean, because the bias takes that). The bias is then corrected by the mean of what is lacking.
+"GPTQ", eq. 2-3; about the mean, because the bias takes that). The bias is then corrected by the mean of what lacks.
 
 Measured (MobileNetV2, weights alone in 8 bits, photos held out): nearest 21.7 dB, with the bias corrected 31.0 dB, gptq
 with the bias corrected 32.9 dB. Scales of least squared error instead of the largest weight: -0.05 dB.
@@ -43,7 +43,7 @@ def round_weights(
 
 
 def mean_error(node: FloatNode, weights: Weights, exact: Inputs, rough: Inputs) -> Tensor:
-    """(co,): by how much the quantized layer's answer falls short of the float one's on average, before its activation."""
+    """(co,): by how much the rounded layer's answer falls short on average, before its activation."""
     real, total, count = weights.real(), 0.0, 0
     for float_inputs, inputs in zip(exact, rough, strict=True):
         short = contraction(node, float_inputs[0], node.parameters["weight"], None)

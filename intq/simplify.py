@@ -317,7 +317,7 @@ def _join_slices(graph: FloatGraph) -> FloatGraph:
 
 
 def _fold_affine_forward(graph: FloatGraph) -> FloatGraph:
-    """conv(affine(x)) -> conv(x) where exact: without padding, or on the network's input, whose padding becomes a value.
+    """conv(affine(x)) -> conv(x) where exact: without padding, or on the input, whose padding becomes a value.
 
     Padding by ``p`` after ``y = scale * x + shift`` is padding by ``(p - shift) / scale`` before it.
     """
