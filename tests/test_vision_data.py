@@ -428,3 +428,18 @@ def test_random_crops(tmp_path):
     assert (slopes[::2] > 0).all() and (slopes[1::2] < 0).all()  # every other one is mirrored
     with pytest.raises(IntqError, match="at least one image"):
         random_crops([], 3)
+
+
+def test_a_few_photos_calibrate_through_random_crops_of_them(tmp_path):
+    from types import SimpleNamespace
+
+    from intq.vision import domain
+
+    generator = np.random.default_rng(0)
+    for name in range(3):
+        Image.fromarray(generator.integers(0, 256, (60, 80, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    checkpoint = SimpleNamespace(preprocess=Preprocess(40, (32, 32)), input_size=(32, 32))
+    middles, crops = domain.calibration(checkpoint, tmp_path, 10, seed=0)
+    assert middles.shape == (3, 32, 32, 3) and crops.shape == (7, 32, 32, 3)
+    (enough,) = domain.calibration(checkpoint, tmp_path, 2, seed=0)
+    assert len(enough) == 2

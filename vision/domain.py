@@ -59,15 +59,24 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def calibration(checkpoint: Checkpoint, data: Path | None, samples: int, seed: int) -> list[np.ndarray]:
-    """Batches of uint8 pixels: photos chosen at random from `data`, or random images when it is None."""
+    """Batches of uint8 pixels: photos chosen at random from `data`, or random images when it is None.
+
+    Where there are fewer photos than `samples`, random crops of them make up the rest: a handful of middles says too
+    little about what else a photo can show.
+    """
     if data is None:
         from intq.vision.synthetic import random_images
 
         return [random_images(samples, checkpoint.input_size, seed, checkpoint.preprocess.channels)]
-    from intq.vision.data import open_dataset
+    from intq.vision.data import open_dataset, random_crops
 
     photos = open_dataset(data, checkpoint.preprocess, split="train", labelled=False).sample(samples, seed)
-    return [pixels for pixels, _ in photos.batches(32)]
+    batches = [pixels for pixels, _ in photos.batches(32)]
+    missing = samples - len(photos)
+    if missing > 0 and checkpoint.preprocess.channels == 3:
+        images = [photos.source.read(int(index)) for index in photos.indices]
+        batches.append(random_crops(images, missing, seed, batches[0].shape[1:3]))
+    return batches
 
 
 def quantize(
