@@ -11,11 +11,11 @@ from tvm import relax, tirx
 from intq.graph import Graph, Node
 from intq.kernels import pack
 from intq.kernels.cpu import move, pool
-from intq.kernels.cpu.constants import Channelwise
+from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.contract import Epilogue, contraction
-from intq.kernels.cpu.depthwise import depthwise
+from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
 from intq.kernels.cpu.isa import ISAS
-from intq.kernels.cpu.plan import of_node
+from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
 from intq.kernels.library import Library, description, structure
 from intq.kernels.targets import choose
@@ -103,8 +103,13 @@ def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
 
 
 def _avg_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
-    tensors = _tensor(inputs[0]), _tensor(node.output)
-    return pool.avg_pool("kernel", ISAS[isa], OPS[node.op].body, node.attrs, pack.rescale_of(node, inputs), *tensors)
+    rescale, body, a = pack.rescale_of(node, inputs), OPS[node.op].body, node.attrs
+    x, channels = inputs[0], inputs[0].channels
+    plan = Plan(isa, "depthwise", x.shape[1:], a["kernel"], a["stride"], a["padding"], (1, 1), channels, channels)
+    if rescale.constants["multiplier"].ndim == 0 and sums_by_product(plan, x.dtype):
+        finish = Epilogue(body, a["low"], a["high"], node.output.dtype, None, 0, Uniform(rescale))
+        return avg_pool("kernel", plan, finish, {"x": x.shape, "out": node.output.shape})
+    return pool.avg_pool("kernel", ISAS[isa], body, a, rescale, _tensor(x), _tensor(node.output))
 
 
 def _max_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:

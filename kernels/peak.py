@@ -9,7 +9,7 @@ import numpy as np
 
 from intq.errors import IntqError
 
-TURNS, INSTRUCTIONS = 20_000, 8  # of the loop, and independent ones in each turn
+TURNS, INSTRUCTIONS = 20_000, 12  # of the loop, and independent ones in each turn
 OPERATIONS = {"amx": 2 * 16 * 16 * 64, "vnni": 2 * 64, "avx2": 2 * 16, "plain": 2 * 16}  # of one instruction
 
 

@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import Vector, reinterpret, splat
 from intq.kernels.cpu.build import i64, ramp
 from intq.kernels.cpu.runs import Run
-from intq.kernels.pack import epilogue_words
+from intq.kernels.pack import Rescale, epilogue_words
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,19 @@ class Channelwise:
             parts = tuple(w.astype("int32" if width == 1 else f"int32x{width}") for w in words(at, 1))
             loaded["shift"] = Vector(parts, "int32")
         return loaded
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same constants for all channels, as immediates; takes the place of :class:`Channelwise`."""
+
+    rescale: Rescale
+
+    def words(self, runs: tuple[Run, ...]) -> int:
+        return 0
+
+    def load(self, buffer, at, run: Run) -> dict[str, Vector]:
+        return uniform(self.rescale.constants, run, self.rescale.base)
 
 
 def uniform(constants: dict, run: Run, base: int) -> dict[str, Vector]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, scratch, serial, workspace
-from intq.kernels.cpu.constants import Channelwise
-from intq.kernels.cpu.gather import pad_image, window_rows
+from intq.kernels.cpu.constants import Channelwise, Uniform
+from intq.kernels.cpu.gather import pad_image, window, window_rows
 from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
@@ -29,7 +30,7 @@ class Epilogue:
     dtype: str
     residual: str | None
     lift: int  # of the residual, see intq.kernels.pack.Rescale
-    constants: Channelwise
+    constants: Channelwise | Uniform
 
     def residual_of(self, buffer, index, run: Run) -> Vector:
         return load(buffer, index, run).lifted(self.lift)
@@ -88,27 +89,44 @@ class _Writer:
                     copy(panel, r * plan.pitch, self.x, (block * tile + r) * c, c)
                 self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
         else:
-            padded = scratch(plan.padded[0] * plan.padded[1] * c, "uint8") if pad_value is not None else self.x
-            in_columns = plan.mode == "columns"
-            panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if in_columns else None
+            copied, in_columns = any(plan.padding) or plan.overshoots, plan.mode == "columns"
+            padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else self.x
+            shared = in_columns and not plan.gathers_by_tile
+            panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if shared else None
             with self._region() as acc, serial(n) as image:
                 at = image * image_bytes
-                if pad_value is not None:
+                if copied:
                     pad_image(padded, self.x, image, pad_value, plan.source, plan.padding)
                     at = i64(0)
                 if not in_columns:
                     self._product(acc, padded, at, plan.image_rows, image, i64(0), barrier=True)
-                else:
-                    with serial(plan.groups) as group:
+                    return
+                first = image * plan.image_rows
+                with serial(plan.groups) as group:
+                    if shared:
                         window_rows(panel, padded, at, plan, group)
-                        first = image * plan.image_rows
                         self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
+                    else:
+                        self._gathered(acc, padded, at, first, group)
+
+    def _gathered(self, acc, source, at, first, group) -> None:
+        """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
+        plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output[1]
+        with workspace(tile * plan.pitch, "uint8") as panel:
+            with parallel(-(-plan.image_rows // tile), barrier=True) as number:
+                row = T.Bind(tirx.min(number * tile, i64(plan.image_rows - tile)))
+                with serial(tile) as r:
+                    y, x = T.Bind((row + r) // ow), T.Bind((row + r) % ow)
+                    window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
+                with serial(len(plan.blocks)) as block:
+                    in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
+                    self._blocks(panel, in_panel, row, i64(tile), first, group, block, plan.blocks, acc)
 
     @contextmanager
     def _region(self):
         with parallel_region():
             if self.plan.isa_name == "amx":
-                micro.amx_configure(self.plan)
+                micro.amx_configure(self.plan.tile[0], self.plan.step)
             with workspace(self.plan.tile_rows * self.plan.isa.columns, "int32") as acc:
                 yield acc
             if self.plan.isa_name == "amx":

@@ -55,6 +55,25 @@ def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
     return kernel(name, arguments, write)
 
 
+def sums_by_product(plan: Plan, dtype: str) -> bool:
+    """Whether :func:`avg_pool` can sum a window: as a depthwise convolution by ones."""
+    row = runs(plan.co, plan.isa.quads, plan.isa.natural)
+    return dtype == "uint8" and plan.output[1] >= 3 and all(interleaves(plan, run) for run in row)
+
+
+def avg_pool(name: str, plan: Plan, epilogue: Epilogue, shapes) -> tirx.PrimFunc:
+    """The kernel (x, [pad_value], out) of an average pooling of bytes, with vpdpbusd: weights are ones."""
+    pads = [((plan.co,), "uint8")] if any(plan.padding) else []
+
+    def write(n, x, *rest):
+        row = runs(plan.co, plan.isa.quads, plan.isa.natural)
+        with parallel_region():
+            writer = _Writer(plan, epilogue, row, x, None, None, None, rest[-1])
+            writer.rows(n * plan.output[0], rest[0] if pads else None)
+
+    return kernel(name, [(shapes["x"], "uint8"), *pads, (shapes["out"], epilogue.dtype)], write)
+
+
 @dataclass(frozen=True)
 class _Writer:
     """The buffers of one kernel, and the code over them."""

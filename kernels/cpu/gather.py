@@ -21,27 +21,39 @@ def pad_image(target, x, image, pad_value, source, padding, base=0) -> None:
             with serial(pixels) as i:
                 copy(target, at + i * c, pad_value, i64(0), c)
 
+    def row(at, y) -> None:
+        fill(at, left)
+        copy(target, at + left * c, x, (image * h + y) * (w * c), w * c)
+        fill(at + (left + w) * c, right)
+
     with parallel(h + top + bottom, barrier=True) as y:
         at = T.Bind(base + y * width)
+        if not top + bottom:
+            row(at, y)
+            return
         with T.If(tirx.all(y >= top, y < top + h)):
             with T.Then():
-                fill(at, left)
-                copy(target, at + left * c, x, (image * h + y - top) * (w * c), w * c)
-                fill(at + (left + w) * c, right)
+                row(at, y - top)
             with T.Else():
                 fill(at, w + left + right)
 
 
 def window_rows(target, source, at, plan, group) -> None:
-    """Copy the window of every output pixel, tap after tap, to its row of ``target``.
+    """Copy the window of every output pixel to its row of ``target``; rows lie ``plan.pitch`` apart.
 
-    ``source``: the padded image, beginning at ``at``. Rows lie ``plan.pitch`` apart; what a row has beyond ``plan.k``
-    is not written: its weights are zero.
+    ``source``: the padded image, beginning at ``at``. What a row has beyond ``plan.k`` meets weights of zero.
     """
-    (oh, ow), (kh, kw), (sh, sw), (dh, dw) = plan.output, plan.kernel, plan.stride, plan.dilation
-    c, width = plan.source[2], plan.padded[1] * plan.source[2]
-    joined = dw == 1 and plan.groups == 1  # a row of the window is one run of bytes
-    run, parts = (kw * c, 1) if joined else (plan.ci, kw)
-    with parallel(oh, barrier=True) as y, serial(ow) as x, serial(kh) as i, serial(parts) as j:
-        pixel = at + (y * sh + i * dh) * width + (x * sw + j * dw) * c + group * plan.ci
-        copy(target, (y * ow + x) * plan.pitch + (i * parts + j) * run, source, pixel, run)
+    oh, ow = plan.output
+    with parallel(oh, barrier=True) as y, serial(ow) as x:
+        window(target, T.Bind((y * ow + x) * plan.pitch), source, at, plan, group, y, x)
+
+
+def window(target, to, source, at, plan, group, y, x) -> None:
+    """Copy the window of output pixel (y, x) to ``target[to]`` and on, tap after tap."""
+    (kh, kw), (sh, sw), (dh, dw) = plan.kernel, plan.stride, plan.dilation
+    c, width, run = plan.source[2], plan.padded[1] * plan.source[2], plan.copy_run
+    parts = kw * plan.ci // run
+    corner = T.Bind(at + y * (sh * width) + x * (sw * c) + group * plan.ci)
+    with serial(kh) as i, serial(parts) as j:
+        place, pixel = to + (i * parts + j) * run, corner + i * (dh * width) + j * (dw * c)
+        copy(target, T.Bind(place), source, T.Bind(pixel), max(run, plan.copy_width) if plan.overshoots else run)

@@ -38,11 +38,11 @@ def _steps(plan: Plan, body) -> None:
 # ---- AMX: 2 x 2 tiles of 16 x 16; tiles 0..3 accumulate, 4, 5 hold A, 6, 7 hold W ------------------------------
 
 
-def amx_configure(plan: Plan) -> None:
-    """Load the tile shapes; once a thread, before the first product."""
+def amx_configure(height: int, step: int) -> None:
+    """Load the tile shapes, ``height`` rows of A by ``step`` bytes of K; once a thread, before the first product."""
     palette = local(64, "uint8")
-    row_bytes = [64] * 4 + [plan.step] * 2 + [64] * 2
-    rows = [plan.tile[0]] * 6 + [plan.step // 4] * 2
+    row_bytes = [64] * 4 + [step] * 2 + [64] * 2
+    rows = [height] * 6 + [step // 4] * 2
     content = [1] + [0] * 15
     content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
     for i, byte in enumerate(content):

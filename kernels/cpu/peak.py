@@ -8,7 +8,6 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import reinterpret, splat
 from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial
-from intq.kernels.cpu.plan import linear_plan
 
 
 def loop(instruction_set: str, turns: int, instructions: int) -> tirx.PrimFunc:
@@ -17,7 +16,7 @@ def loop(instruction_set: str, turns: int, instructions: int) -> tirx.PrimFunc:
     def write(n, out):
         with parallel_region():
             if instruction_set == "amx":
-                micro.amx_configure(linear_plan("amx", 64, 16))
+                micro.amx_configure(16, 64)
             with parallel((n + 1023) // 1024) as thread:
                 _RUN[instruction_set](out, thread * 1024, turns, instructions)
             if instruction_set == "amx":

@@ -81,9 +81,30 @@ class Plan:
     def pitch(self) -> int:
         if self.mode in ("direct", "flat"):
             return self.source[2]
-        return -(-self.length // 16) * 16 + (
-            TILE_BYTES if self.length % 512 == 0 else 0
-        )  # rows in different cache sets
+        beyond = self.copy_width - self.copy_run if self.overshoots else 0
+        row = max(self.length, self.k + beyond)
+        return -(-row // 16) * 16 + (TILE_BYTES if row % 512 == 0 else 0)  # rows in different cache sets
+
+    @property
+    def copy_run(self) -> int:
+        """Bytes of a window that lie together in the image."""
+        return self.kernel[1] * self.ci if self.dilation[1] == 1 and self.groups == 1 else self.ci
+
+    @property
+    def copy_width(self) -> int:
+        """Bytes that are copied at a time; where a run is shorter, what follows it is copied too, and overwritten."""
+        return min(64, 1 << (self.copy_run - 1).bit_length())
+
+    @property
+    def gathers_by_tile(self) -> bool:
+        """Whether each thread copies the windows of one tile at a time, which stay in its first cache, and not the
+        threads together those of the image: where there are tiles enough to share."""
+        return self.mode == "columns" and not self.by_columns and self.image_rows >= 16 * self.tile_rows
+
+    @property
+    def overshoots(self) -> bool:
+        """Whether copying windows reads beyond them, and so needs a copy of the image with room behind it."""
+        return self.mode == "columns" and self.copy_run < self.copy_width
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
