@@ -14,7 +14,7 @@ from typing import Any
 from intq.errors import IntqError
 from intq.graph import Graph
 
-BAKED_NDIM = 0  # constants of this many axes are immediates in the code; others are given to it when it is loaded
+BAKED_SIZE = 1  # constants of so many elements are immediates in the code; others are given to it when it is loaded
 
 
 def structure(graph: Graph) -> str:
@@ -32,7 +32,7 @@ def structure(graph: Graph) -> str:
         state.update(json.dumps(dict(node.attrs), sort_keys=True, default=list).encode())
         for key, array in sorted(node.constants.items()):
             state.update(f"{key} {array.shape} {array.dtype.name}".encode())
-            if array.ndim == BAKED_NDIM:
+            if array.size == BAKED_SIZE:
                 state.update(str(array.item()).encode())
         if "shift" in node.constants:
             rescale = rescale_of(node, tuple(values[name] for name in node.inputs))

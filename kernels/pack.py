@@ -28,14 +28,14 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = [pack_weights(plan, constants["weight"]), epilogue(rescale_of(node, inputs), output_blocks(plan))]
     elif "table" in constants:
         out = [constants["table"]]
-    elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].ndim:
+    elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].size > 1:
         row = tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural))
         out = [epilogue(rescale_of(node, inputs), [(0, row)])]
     if node.op == "pad" or any(node.attrs.get("padding", ())):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
         out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))
-    if node.op == "avg_pool2d" and constants["multiplier"].ndim:
+    if node.op == "avg_pool2d" and constants["multiplier"].size > 1:
         pixels = node.output.shape[1:3]
         rescale = rescale_of(node, inputs).constants
         fields = [rescale[name].astype(np.int64) for name in ("multiplier", "offset", "shift")]
@@ -107,6 +107,8 @@ class Rescale:
 def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
     """Whether and how a node's rescale reaches the high word."""
     constants = {name: array for name, array in node.constants.items() if name not in ("weight", "pad_value", "table")}
+    if "weight" not in node.constants:
+        constants = {name: array.reshape(()) if array.size == 1 else array for name, array in constants.items()}
     least = int(constants["shift"].min())
     if least >= HIGH_WORD:
         return Rescale(constants | {"shift": constants["shift"] - HIGH_WORD}, HIGH_WORD, 0)

@@ -204,9 +204,8 @@ def _interleaved(plan: Plan, x, lines: list, pad, weight, taps_at, run: Run, fin
                     for p, t in users:
                         at = taps_at + ((t * -(-len(lines) // 4) + four // 4) * 4 + j) * run.width
                         name, old = PRODUCT[run.width], sums[p][place(j)]
-                        total = tirx.call_llvm_pure_intrin(
-                            f"int32x{lanes}", name, old, quad, weight[ramp(at, run.width)]
-                        )
+                        w = splat(1, "int8", run.width) if weight is None else weight[ramp(at, run.width)]
+                        total = tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, old, quad, w)
                         T.buffer_store(sums[p], total, [place(j)])
         for p in range(pixels):
             finish(first + p, Vector(tuple(sums[p][place(j)] for j in range(4)), "int32", True))
