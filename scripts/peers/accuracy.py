@@ -30,6 +30,7 @@ from intq.vision.data import open_dataset, random_crops
 from intq.vision.metrics import agreement, sqnr_db, top_k
 
 MODELS = ("mobilenet_v2", "efficientnet_lite0")
+ENGINES = ("intq", "onnxruntime", "openvino")
 # What was tried and is no better: Entropy (the same as minima and maxima), Percentile 99.999 and 99.9, Distribution.
 ONNX_RUNTIME = {
     "minima and maxima": OnnxRuntime(),
@@ -92,7 +93,7 @@ def _normal(checkpoint, pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(checkpoint.preprocess.normalize(pixels).transpose(0, 3, 1, 2))
 
 
-def compare(models: Sequence[str], crops: int, calibration: int) -> list[dict]:
+def compare(models: Sequence[str], engines: Sequence[str], crops: int, calibration: int) -> list[dict]:
     """A row for each model, engine and settings, the float network's first."""
     rows = []
     files = sorted(asset("photos").iterdir())
@@ -108,6 +109,8 @@ def compare(models: Sequence[str], crops: int, calibration: int) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             seen = random_crops(files[::2], calibration, seed=0, size=size)
             for (engine, settings), quantize in competitors(checkpoint, seen, Path(folder)).items():
+                if engine not in engines:
+                    continue
                 with step(f"{model}: {engine}, {settings}"):
                     predict = quantize()
                     scores = predict(unseen)
@@ -147,10 +150,14 @@ def markdown(rows: Sequence[dict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    def words(text: str) -> list[str]:
+        return text.split(",")
+
     parser = argparse.ArgumentParser(
         prog="accuracy_peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS, metavar="NAME,...")
+    parser.add_argument("--models", type=words, default=MODELS, metavar="NAME,...")
+    parser.add_argument("--engines", type=words, default=ENGINES, metavar="NAME,...", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--crops", type=int, default=300, metavar="N", help="crops to compare on (default 300)")
     parser.add_argument("--calibration", type=int, default=256, metavar="N", help="crops to calibrate on (default 256)")
     output = parser.add_mutually_exclusive_group()
@@ -158,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.add_argument("--markdown", action="store_true", help="print the README's table")
     options = parser.parse_args(arguments)
     try:
-        rows = compare(options.models, options.crops, options.calibration)
+        rows = compare(options.models, options.engines, options.crops, options.calibration)
     except IntqError as error:
         err.print(f"accuracy_peers: {error}", markup=False, soft_wrap=True)
         return 2
