@@ -26,15 +26,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Per channel (axis 1): the least and the greatest value seen, and the mean square."""
+    """Per channel (axis 1): the least and the greatest of ``count`` values seen, and their mean square."""
 
     low: Tensor
     high: Tensor
     square: Tensor
+    count: int
 
     def divided(self, scale: Tensor) -> Limits:
         """The limits of the value divided by a positive scale per channel."""
-        return Limits(self.low / scale, self.high / scale, self.square / scale.square())
+        return Limits(self.low / scale, self.high / scale, self.square / scale.square(), self.count)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def observe_limits(graph: FloatGraph, batches: Sequence[Tensor], progress: Progr
     Raises IntqError when a value is not finite.
     """
     limits: dict[str, Limits] = {}
-    count = sum(len(batch) for batch in batches)
+    samples = sum(len(batch) for batch in batches)
     for done, batch in enumerate(batches):
         for name, value in graph.values(batch):
             by_channel = value.transpose(0, 1).flatten(1)
@@ -66,11 +67,13 @@ def observe_limits(graph: FloatGraph, batches: Sequence[Tensor], progress: Progr
                     f"{name}: the float network computes NaN or infinity on the calibration data; "
                     "check the data's scale and the checkpoint"
                 )
-            square = by_channel.square().mean(1, dtype=torch.float64) * (len(batch) / count)
+            square = by_channel.square().mean(1, dtype=torch.float64) * (len(batch) / samples)
+            count = by_channel.shape[1]
             if name in limits:
                 seen = limits[name]
                 low, high, square = torch.minimum(seen.low, low), torch.maximum(seen.high, high), seen.square + square
-            limits[name] = Limits(low, high, square)
+                count += seen.count
+            limits[name] = Limits(low, high, square, count)
         progress(done + 1, len(batches))
     return limits
 
