@@ -329,7 +329,8 @@ def integer_network(source: str, data: Path | None, seed: int, samples: int = RA
     domain = domains.of_architecture(source) if data is None else domains.of_checkpoint(source)
     with step(f"Loading {source}"):
         checkpoint = domain.random(source, seed) if data is None else domain.load(source)
-    samples = min(samples, RANDOM_SAMPLES) if data is None else samples
+    if data is None:  # weights that mean nothing deserve no careful rounding
+        samples, options = min(samples, RANDOM_SAMPLES), options | {"rounding": "nearest"}
     with step(f"Quantizing {checkpoint.name}") as advance:
 
         def progress(stage: str, done: int, total: int) -> None:
