@@ -51,7 +51,7 @@ def float_instructions(library: str | Path) -> dict[str, int]:
     if objdump is None:
         raise IntqError("the float audit reads machine code with objdump, which is not installed (package binutils)")
     command = [objdump, "-d", "--no-show-raw-insn", "-w", str(library)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise IntqError(f"objdump cannot read {library}: {run.stderr.strip()}")
     return count(run.stdout)

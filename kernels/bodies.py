@@ -2,8 +2,8 @@
 
 A run of channels is held as a few vector registers, the ``parts``. On x86 a run of 64, 32 or 16 channels is a *quad*:
 four int32 vectors whose lanes are in the order in which byte unpack and pack instructions work, so that neither costs
-a permutation (see :mod:`intq.kernels.cpu.lanes`). A 64-bit vector of a quad is the *pair* (even lanes, odd lanes) of
-its 32-bit one: ``vpmuldq`` multiplies exactly those, with no conversion. Elsewhere a run is one vector in natural order.
+a permutation (see :mod:`intq.kernels.cpu.runs`). A 64-bit vector of a quad is the *pair* (even lanes, odd lanes) of
+its 32-bit one: ``vpmuldq`` multiplies exactly those, unconverted. Elsewhere a run is one vector in natural order.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class TvmDialect:
 
     @staticmethod
     def shift_right(x: Vector, shift) -> Vector:
-        """Arithmetic shift. An int32 ``shift`` of an int64 ``x`` is what exceeds :data:`HIGH_WORD`: the result is int32."""
+        """Arithmetic shift. An int32 ``shift`` of an int64 ``x`` is what exceeds HIGH_WORD: the result is int32."""
         if isinstance(shift, int) or shift.dtype == x.dtype:
             return x._operate(shift, lambda a, b: a >> b)
         high = high_words(x)

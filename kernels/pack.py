@@ -1,4 +1,4 @@
-"""Constants in the order in which the kernels read them. Runs when an artifact is loaded: it is quick, and imports no TVM."""
+"""Constants in the order in which kernels read them. Runs when an artifact is loaded: quick, without TVM."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def depthwise_weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
 class Rescale:
     """A node's rescale constants as its kernel computes with them, an identity away from the node's own.
 
-    Where every shift is 32 or more, a kernel takes the high word of the 64-bit sum first and shifts 32 bits by the rest:
-    ``base`` is then 32 and the shifts are what exceeds it; otherwise it is 0. A residual whose scale is about that of the
-    output needs shifts of 30 or 31. There all terms are lifted by ``lift`` bits, which changes nothing:
+    Where every shift is 32 or more, a kernel takes the high word of the 64-bit sum first and shifts 32 bits by the
+    rest: ``base`` is then 32 and the shifts are what exceeds it; otherwise it is 0. A residual whose scale is about
+    that of the output needs shifts of 30 or 31. There all terms are lifted by ``lift`` bits, which changes nothing:
         (a m + r n + offset) >> s  =  (a (m 2^lift) + (r 2^lift) n + offset 2^lift) >> (s + lift)
     """
 

@@ -1,4 +1,4 @@
-"""The core's peak: operations a second of a loop of the multiply instruction that the kernels use, and of nothing else."""
+"""The core's peak: operations a second of a loop of the multiply instruction that the kernels use, nothing else."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def ramp(start, width: int):
 
 
 def copy(target, to, source, at, count: int, width: int = 64) -> None:
-    """target[to : to + count] = source[at : at + count], in vectors of ``width`` elements and then ever smaller ones."""
+    """target[to : to + count] = source[at : at + count], in vectors of ``width`` elements, then smaller ones."""
     whole, done = count // width, 0
     if whole > 4:
         with serial(whole) as i:

@@ -22,7 +22,7 @@ from intq.kernels.cpu.runs import Run
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows the sums: an operation's ``body`` with constants of the given layout, an output and a residual dtype."""
+    """What follows the sums: an operation's ``body``, the layout of its constants, output and residual dtypes."""
 
     body: Callable
     low: int
@@ -112,15 +112,15 @@ class _Writer:
     def _gathered(self, acc, source, at, first, group) -> None:
         """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
         plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output[1]
-        with workspace(tile * plan.pitch, "uint8") as panel:
-            with parallel(-(-plan.image_rows // tile), barrier=True) as number:
-                row = T.Bind(tirx.min(number * tile, i64(plan.image_rows - tile)))
-                with serial(tile) as r:
-                    y, x = T.Bind((row + r) // ow), T.Bind((row + r) % ow)
-                    window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
-                with serial(len(plan.blocks)) as block:
-                    in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
-                    self._blocks(panel, in_panel, row, i64(tile), first, group, block, plan.blocks, acc)
+        count = -(-plan.image_rows // tile)
+        with workspace(tile * plan.pitch, "uint8") as panel, parallel(count, barrier=True) as number:
+            row = T.Bind(tirx.min(number * tile, i64(plan.image_rows - tile)))
+            with serial(tile) as r:
+                y, x = T.Bind((row + r) // ow), T.Bind((row + r) % ow)
+                window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
+            with serial(len(plan.blocks)) as block:
+                in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
+                self._blocks(panel, in_panel, row, i64(tile), first, group, block, plan.blocks, acc)
 
     @contextmanager
     def _region(self):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Isa:
     """A contraction's register tile on one instruction set.
 
-    ``rows`` x ``columns``: what one call of the microkernel computes. ``k_quantum``: bytes of a row of A that it takes at
-    a time. ``quads``: widths of channel runs in pack order (see :mod:`intq.kernels.cpu.runs`); ``natural``: the widest
-    run in natural order. ``features``: what the processor must have, in LLVM's names.
+    ``rows`` x ``columns``: what one call of the microkernel computes. ``k_quantum``: bytes of a row of A that it
+    takes at a time. ``quads``: widths of channel runs in pack order (see :mod:`intq.kernels.cpu.runs`); ``natural``:
+    the widest run in natural order. ``features``: what the processor must have, in LLVM's names.
     """
 
     name: str

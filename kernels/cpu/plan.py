@@ -208,10 +208,10 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
     direct, flat, columns = of("direct"), of("flat"), of("columns")
     if in_place and tuple(kernel) == (1, 1) and not any(padding):
         return direct if direct.k % quantum == 0 and direct.image_rows >= tile else columns
-    if in_place and flat.length % quantum == 0 and flat.image_rows >= tile:
-        # copying the windows costs about 16 / co of the product, dropped rows cost their share of it
-        if tiles(flat.image_rows, tile) <= tiles(columns.image_rows, tile) * (1 + 16 / co) + 0.01:
-            return flat
+    # copying the windows costs about 16 / co of the product, dropped rows cost their share of it
+    few_dropped = tiles(flat.image_rows, tile) <= tiles(columns.image_rows, tile) * (1 + 16 / co)
+    if in_place and flat.length % quantum == 0 and flat.image_rows >= tile and few_dropped:
+        return flat
     return columns
 
 

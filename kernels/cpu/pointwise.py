@@ -20,7 +20,7 @@ from intq.kernels.pack import Rescale
 def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output) -> tirx.PrimFunc:
     """The kernel (inputs..., [packed constants], out). ``inputs``, ``output``: (shape, dtype).
 
-    Constants of shape () become immediates; per channel they are packed. The second input may be 1 where the first is not.
+    Constants of shape () become immediates, others are packed. The second input may be 1 where the first is not.
     """
     constants, base, lift = rescale.constants, rescale.base, rescale.lift
     channelwise = any(array.ndim for array in constants.values())

@@ -21,8 +21,8 @@ from intq.kernels.pack import Rescale
 def _windows(name: str, source, output, attrs, arguments, pixel) -> tirx.PrimFunc:
     """A kernel (x, [pad_value], *arguments, out) that calls ``pixel`` for every output pixel.
 
-    ``pixel(padded, at, width, number, of_image, rest, out)``: the window begins at ``padded[at]``, its rows lie ``width``
-    elements apart; ``number`` counts output pixels, ``of_image`` those of the image.
+    ``pixel(padded, at, width, number, of_image, rest, out)``: the window begins at ``padded[at]``, its rows lie
+    ``width`` elements apart; ``number`` counts output pixels, ``of_image`` those of the image.
     """
     (_, h, w, c), dtype = source
     (_, oh, ow, _), _ = output

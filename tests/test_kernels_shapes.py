@@ -1,0 +1,195 @@
+"""Kernels at the edges of their shapes: tails, padding, extreme sums, and the layouts that constants are packed in."""
+
+import numpy as np
+import pytest
+
+from intq.backends import reference
+from intq.errors import IntqError
+from intq.fixedpoint import rescale
+from intq.graph import Graph, make_node
+from intq.kernels import audit, lower, pack, runtime
+from intq.kernels.cpu.isa import ISAS
+from intq.kernels.cpu.plan import linear_plan, plan
+from intq.kernels.cpu.runs import runs
+from intq.kernels.targets import choose
+from intq.value import Value
+
+
+def here() -> list[str]:
+    found = []
+    for isa in ISAS:
+        try:
+            choose("cpu", isa)
+        except IntqError:
+            continue
+        found.append(isa)
+    return found
+
+
+def image(name: str, *shape: int, dtype: str = "uint8") -> Value:
+    low, high = {"uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}[dtype]
+    return Value(name, ("n", *shape), dtype, low, high)
+
+
+def spread(weight: np.ndarray, rng: np.random.Generator) -> dict:
+    """Rescale constants with which random input reaches most of uint8 and beyond both of its ends."""
+    co = len(weight)
+    shift = np.full(co, 30 + int(np.log2(max(1.0, (weight.size / co) ** 0.5))) + 6, np.int32)
+    zero = rng.integers(0, 255, co).astype(np.int64)
+    return {
+        "multiplier": rng.integers(2**30, 2**31, co).astype(np.int32),
+        "offset": (zero << shift) + (np.int64(1) << (shift - 1)),
+        "shift": shift,
+    }
+
+
+def convolution(number, rng, h, w, ci, co, kernel, stride, padding, dilation=(1, 1), groups=1, extreme=False):
+    """(input, node) of one convolution with random, or only the largest, weights."""
+    x = image(f"x{number}", h, w, ci)
+    shape = (co, *kernel, ci // groups)
+    weight = np.full(shape, 127) if extreme else rng.integers(-127, 128, shape)
+    weight = (weight * np.where(np.arange(co) % 2, -1, 1)[:, None, None, None]).astype(np.int8)
+    constants = {"weight": weight, "pad_value": rng.integers(0, 256, ci).astype(np.uint8), **spread(weight, rng)}
+    attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "low": 0, "high": 255}
+    return (x,), make_node("conv2d", f"y{number}", (x,), dtype="uint8", attrs=attrs, constants=constants)
+
+
+def shapes(rng) -> Graph:
+    """One network of many convolutions and poolings side by side: it compiles once."""
+    one, same = (1, 1), (1, 1, 1, 1)
+    cases = [  # h, w, ci, co, kernel, stride, padding, dilation, groups
+        (7, 7, 192, 96, (1, 1), one, (0, 0, 0, 0)),  # read in place, 49 rows
+        (9, 11, 100, 80, (1, 1), one, (0, 0, 0, 0)),  # K beyond one tile, not a multiple of it
+        (6, 7, 66, 24, (1, 1), one, (0, 0, 0, 0)),  # K no multiple of four
+        (8, 8, 64, 64, (1, 1), (2, 2), (0, 0, 0, 0)),
+        (3, 3, 64, 130, (1, 1), one, (0, 0, 0, 0)),  # fewer rows than a tile
+        (14, 14, 32, 64, (3, 3), one, same),  # read from a padded copy
+        (13, 12, 16, 72, (3, 3), one, (2, 2, 2, 2), (2, 2)),
+        (12, 12, 24, 40, (5, 5), one, (2, 2, 2, 2)),
+        (17, 17, 32, 48, (7, 1), one, (3, 0, 3, 0)),
+        (17, 17, 32, 48, (1, 7), one, (0, 3, 0, 3)),
+        (66, 66, 3, 32, (3, 3), (2, 2), same),  # windows gathered tile by tile
+        (67, 67, 3, 16, (3, 3), (2, 2), (0, 0, 0, 0)),  # the same without padding
+        (64, 64, 3, 64, (7, 7), (2, 2), (3, 3, 3, 3)),
+        (16, 16, 64, 64, (3, 3), (2, 2), (0, 0, 1, 1)),
+        (10, 10, 32, 64, (3, 3), one, same, one, 4),
+        # depthwise: 64, 32 and 16 channels at a time read in place, others from a padded copy
+        (7, 7, 64, 64, (3, 3), one, same, one, 64),
+        (8, 9, 96, 96, (3, 3), (2, 2), (0, 0, 1, 1), one, 96),
+        (12, 11, 144, 144, (5, 5), one, (2, 2, 2, 2), one, 144),
+        (6, 6, 32, 32, (5, 5), (2, 2), (2, 2, 2, 2), one, 32),
+        (7, 8, 16, 16, (7, 7), one, (3, 3, 3, 3), one, 16),
+        (9, 12, 48, 48, (3, 3), one, (2, 2, 2, 2), (2, 2), 48),
+        (1, 1, 16, 16, (3, 3), one, same, one, 16),
+        (5, 6, 24, 24, (3, 3), one, same, one, 24),
+    ]
+    parts = [convolution(i, rng, *case) for i, case in enumerate(cases)]
+    parts.append(convolution(len(parts), rng, 6, 6, 512, 48, (3, 3), one, same, extreme=True))
+    for h, w, c, k, s, pad in [(7, 7, 64, 3, 1, 1), (9, 10, 96, 3, 2, 1), (8, 8, 144, 5, 1, 2), (8, 8, 19, 3, 1, 1)]:
+        shift = 30 + (k * k).bit_length()
+        constants = {
+            "pad_value": rng.integers(0, 256, c).astype(np.uint8),
+            "multiplier": np.array(2**30 + 12345, np.int32),
+            "offset": np.array(1 << (shift - 1), np.int64),
+            "shift": np.array(shift, np.int32),
+        }
+        x = image(f"x{len(parts)}", h, w, c)
+        attrs = {"kernel": (k, k), "stride": (s, s), "padding": (pad,) * 4, "low": 3, "high": 200}
+        node = make_node("avg_pool2d", f"y{len(parts)}", (x,), dtype="uint8", attrs=attrs, constants=constants)
+        parts.append(((x,), node))
+    return Graph(tuple(x for xs, _ in parts for x in xs), tuple(n for _, n in parts), tuple(n.name for _, n in parts))
+
+
+@pytest.mark.parametrize("isa", here())
+def test_shapes_at_their_edges(isa, tmp_path):
+    rng = np.random.default_rng(5)
+    graph = shapes(rng)
+    network = runtime.load(graph, lower.build(graph, "cpu", isa).keep(tmp_path))
+    for batch, draw in [(1, None), (3, None), (1, 0), (2, 255)]:
+        inputs = [
+            rng.integers(0, 256, (batch, *v.shape[1:])).astype(np.uint8)
+            if draw is None
+            else np.full((batch, *v.shape[1:]), draw, np.uint8)
+            for v in graph.inputs
+        ]
+        for name, ours, theirs in zip(graph.outputs, network(*inputs), reference.run(graph, *inputs), strict=True):
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, batch {batch}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [1, 7, 16, 24, 33, 64, 96, 144, 1000])
+def test_runs_cover_every_channel_once(isa, channels):
+    cut = runs(channels, ISAS[isa].quads, ISAS[isa].natural)
+    for order in ("order", "pair_order"):
+        seen = np.concatenate([run.start + getattr(run, order) for run in cut])
+        np.testing.assert_array_equal(np.sort(seen), np.arange(channels))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_product_is_taken_once(isa):
+    plans = [
+        plan(isa, (14, 14, 96), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, 64),
+        plan(isa, (14, 14, 100), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, 64),
+        plan(isa, (28, 28, 48), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 64),
+        plan(isa, (28, 28, 48), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1, 64),
+        plan(isa, (28, 28, 3), (7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 1, 64),
+        linear_plan(isa, 1000, 10),
+    ]
+    for each in plans:
+        taken = each.k_order[each.k_order >= 0]
+        np.testing.assert_array_equal(np.sort(taken), np.arange(each.k))
+
+
+def test_lifting_a_rescale_changes_nothing():
+    rng = np.random.default_rng(3)
+    x, r = image("x", 8, 8, 64), image("r", 8, 8, 32, dtype="int16")
+    weight = rng.integers(-127, 128, (32, 1, 1, 64)).astype(np.int8)
+    constants = {
+        "weight": weight,
+        "pad_value": np.zeros(64, np.uint8),
+        "multiplier": rng.integers(2**20, 2**24, 32).astype(np.int32),
+        "residual_multiplier": rng.integers(2**30, 2**31, 32).astype(np.int32),
+        "offset": rng.integers(-(2**40), 2**40, 32),
+        "shift": rng.integers(28, 32, 32).astype(np.int32),
+    }
+    attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+    attrs |= {"low": -(2**15), "high": 2**15 - 1}
+    node = make_node("conv2d", "y", (x, r), dtype="int16", attrs=attrs, constants=constants)
+    lifted = pack.rescale_of(node, (x, r))
+    assert (lifted.base, lifted.lift) == (32, 4)
+    sums, residual = rng.integers(-(2**21), 2**21, (50, 32)), rng.integers(-(2**15), 2**15, (50, 32))
+    L, c, d = reference.NumpyDialect, constants, lifted.constants
+    terms = [(sums, c["multiplier"]), (residual, c["residual_multiplier"])]
+    expected = rescale(L, terms, c["offset"], c["shift"], -(2**15), 2**15 - 1)
+    terms = [(sums, d["multiplier"]), (residual << lifted.lift, d["residual_multiplier"])]
+    np.testing.assert_array_equal(rescale(L, terms, d["offset"], d["shift"] + 32, -(2**15), 2**15 - 1), expected)
+
+
+def test_the_audit_tells_arithmetic_from_moves():
+    text = "\n".join(
+        [
+            "0000 <__tvm_ffi_conv2d_0123456789ab>:",
+            "  10:\tvmovaps %zmm0,%zmm1",
+            "  11:\tvxorps %xmm0,%xmm0,%xmm0",
+            "  12:\tvpaddd %zmm0,%zmm1,%zmm2",
+            "  13:\ttdpbusd %tmm0,%tmm1,%tmm2",
+            "0020 <__tvm_ffi_add_0123456789ab>:",
+            "  20:\tvaddps %zmm0,%zmm1,%zmm2",
+            "  21:\tvfmadd231ps %zmm0,%zmm1,%zmm2",
+            "  22:\tvcvtdq2ps %zmm0,%zmm1",
+            "  23:\tdivss %xmm0,%xmm1",
+        ]
+    )
+    assert audit.count(text) == {"conv2d_0123456789ab": 0, "add_0123456789ab": 4}
+
+
+@pytest.mark.parametrize("isa", here())
+def test_the_peak_is_measured(isa):
+    peak = runtime_peak(isa, 1)
+    assert peak > 0
+
+
+def runtime_peak(isa: str, threads: int) -> float:
+    from intq.kernels.peak import peak
+
+    return peak(isa, threads)
