@@ -24,6 +24,7 @@ ROOMS = (
     {"intq.backends"},
     {
         "intq.floatgraph",
+        "intq.aten",
         "intq.capture",
         "intq.simplify",
         "intq.calibrate",
