@@ -20,6 +20,9 @@ from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
 
 
+CACHE_LINE = 64  # bytes
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What follows the sums: an operation's ``body``, the layout of its constants, output and residual dtypes."""
@@ -146,9 +149,9 @@ class _Writer:
             tile_number = unit % row_tiles if plan.by_columns else unit // len(blocks)
             row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
             count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns") else i64(tile)
-            self._blocks(a, at, row, count, first, group, number, blocks, acc)
+            self._blocks(a, at, row, count, first, group, number, blocks, acc, tile_number)
 
-    def _blocks(self, a, at, row, count, first, group, number, blocks, acc) -> None:
+    def _blocks(self, a, at, row, count, first, group, number, blocks, acc, tile_number=0) -> None:
         """Block ``number`` of columns: the last may be narrower than the others and has code of its own."""
         whole, (tail_at, tail) = blocks[0][1], blocks[-1]
         weights = sum(self.plan.block_bytes(runs) for _, runs in blocks)
@@ -157,9 +160,11 @@ class _Writer:
         def tile(column, runs, index):
             start = group * weights + index * self.plan.block_bytes(whole)
             constants = group * words + index * self.epilogue.constants.words(whole)
-            micro.MICROKERNELS[self.plan.isa_name](
-                self.plan, a, at + row * self.plan.pitch, self.weight, T.Bind(start), acc, runs
-            )
+            arguments = (self.plan, a, at + row * self.plan.pitch, self.weight, T.Bind(start), acc, runs)
+            if self.plan.isa_name == "amx" and self.plan.by_columns and runs == whole:
+                micro.amx(*arguments, ahead=self._ahead(tile_number, runs))
+            else:
+                micro.MICROKERNELS[self.plan.isa_name](*arguments)
             self._finish(acc, row, count, first, group * self.plan.columns + column, T.Bind(constants), runs)
 
         if tail == whole:
@@ -173,6 +178,16 @@ class _Writer:
                     T.evaluate(i64(0))
             with T.Else():
                 tile(i64(tail_at), tail, i64(len(blocks) - 1))
+
+    def _ahead(self, tile_number, runs) -> tuple:
+        """What of the next block's weights a tile of rows asks for in each step: all tiles together ask for all of it.
+
+        Weights come from beyond the core's caches once; without this the first tile of every block waits for them.
+        """
+        lines = min(2, padded_width(runs) // 16) * 16 * self.plan.step // CACHE_LINE
+        sharing = min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
+        each = lines // sharing
+        return T.Bind(self.plan.block_bytes(runs) + tile_number * (each * CACHE_LINE)), each
 
     def _finish(self, acc, row, count, first, column, constants_at, runs) -> None:
         """Rescale a tile of sums, run by run, and store it."""

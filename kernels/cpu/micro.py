@@ -38,6 +38,9 @@ def _steps(plan: Plan, body) -> None:
 # ---- AMX: 2 x 2 tiles of 16 x 16; tiles 0..3 accumulate, 4, 5 hold A, 6, 7 hold W ------------------------------
 
 
+PREFETCH_L2 = tuple(tirx.const(n, "int32") for n in (0, 2, 1))  # to read; into the second cache; data
+
+
 def amx_configure(height: int, step: int) -> None:
     """Load the tile shapes, ``height`` rows of A by ``step`` bytes of K; once a thread, before the first product."""
     palette = local(64, "uint8")
@@ -63,25 +66,29 @@ def tile(number: int):
     return tirx.const(number, "int8")
 
 
-def amx(plan: Plan, a, at, weight, start, acc, runs) -> None:
+def amx(plan: Plan, a, at, weight, start, acc, runs, ahead=None) -> None:
+    """``ahead``: (bytes, lines): in each step, that many cache lines so far ahead in the weights are asked for."""
     width, (height, tall) = padded_width(runs), plan.tile
     for row in range(0, height * tall, 2 * height):
         for first in range(0, width // 16, 2):
             count = min(2, width // 16 - first)
-            _amx_pair(plan, a, at + row * plan.pitch, weight, start + first * 16 * plan.step * plan.steps, count)
+            _amx_pair(plan, a, at + row * plan.pitch, weight, start + first * 16 * plan.step * plan.steps, count, ahead)
             for i in range(2):
                 for j in range(count):
                     where = T.address_of(acc[i64((row + i * height) * width + (first + j) * 16)])
                     amx_instruction("tilestored64", tile(2 * i + j), where, i64(4 * width))
 
 
-def _amx_pair(plan: Plan, a, at, weight, start, count: int) -> None:
+def _amx_pair(plan: Plan, a, at, weight, start, count: int, ahead) -> None:
     """Tiles 0..3 = two tiles of rows by ``count`` tiles of columns, over all of K."""
     for i in range(2):
         for j in range(count):
             amx_instruction("tilezero", tile(2 * i + j))
 
     def step(offset, index):
+        for line in range(ahead[1] if ahead else 0):
+            place = T.address_of(weight[start + index * (count * 16 * plan.step) + ahead[0] + 64 * line])
+            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", place, *PREFETCH_L2))
         for j in range(count):
             where = start + (index * count + j) * (16 * plan.step)
             amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
