@@ -19,7 +19,6 @@ from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
 
-
 CACHE_LINE = 64  # bytes
 
 
