@@ -118,7 +118,8 @@ def _linker(triple: str) -> str:
 
 
 def _link(linker: str, path: str, objects: list[str]) -> None:
-    run = subprocess.run([linker, "-shared", "-o", path, *objects], capture_output=True, text=True, check=False)
+    command = [linker, "-shared", "--strip-debug", "-o", path, *objects]  # LLVM's debug data is a fifth of the file
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise IntqError(f"{linker} cannot link the kernels: {run.stderr.strip()}")
 
