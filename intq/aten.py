@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intq.floatgraph import FUNCTIONS, FloatNode
+from intq.floatgraph import FloatNode
+from intq.functions import FUNCTIONS
 
 TAKES: dict[str, Callable] = {}
 

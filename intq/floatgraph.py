@@ -37,6 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intq.functions import FUNCTIONS
+
 BATCH = "n"
 
 
@@ -212,31 +214,6 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "pad": _pad,
     "expand": lambda node, x: x.expand(-1, *node.shape[1:]),
     "softmax": lambda node, x: torch.softmax(x, node.attrs["axis"]),
-}
-
-# Functions of one real variable: an integer graph computes them by a table of 256 entries.
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "leaky_relu": F.leaky_relu,
-    "elu": torch.ops.aten.elu,
-    "selu": F.selu,
-    "celu": F.celu,
-    "softplus": F.softplus,
-    "mish": F.mish,
-    "log_sigmoid": F.logsigmoid,
-    "hardshrink": F.hardshrink,
-    "softshrink": F.softshrink,
-    "exp": torch.exp,
-    "abs": torch.abs,
-    "neg": torch.neg,
-    "square": torch.square,
-    "erf": torch.erf,
-    "softsign": F.softsign,
 }
 
 

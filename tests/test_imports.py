@@ -21,7 +21,7 @@ ROOMS = (
     {"intq.bounds"},
     {"intq.graph"},
     {"intq.artifact"},
-    {"intq.backends"},
+    {"intq.functions", "intq.backends"},
     {
         "intq.floatgraph",
         "intq.aten",
@@ -44,7 +44,7 @@ DOMAINS_SEE = set().union(*ROOMS[:-1])
 
 # Third parties that may be imported only where listed; NumPy and safetensors may be imported anywhere.
 ONLY_IN = {
-    "torch": {"intq.backends.torch", "intq.backends.straight_through", *TRAINING, "intq.vision"},
+    "torch": {"intq.backends.torch", "intq.backends.straight_through", "intq.functions", *TRAINING, "intq.vision"},
     "tvm": {"intq.kernels"},
     "tvm_ffi": {"intq.kernels"},
     "PIL": {"intq.vision"},
