@@ -142,11 +142,14 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
 
 def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
     """``main(inputs..., constants)`` calls the kernels in turn; ``description()`` returns ``text``."""
-    n = tirx.Var("n", "int64")
+    sizes = {d: tirx.Var(d, "int64") for value in graph.values.values() for d in value.shape if isinstance(d, str)}
+
+    def bound(shape: tuple) -> list:
+        return [sizes[d] if isinstance(d, str) else d for d in shape]
 
     def info(tensor: Tensor):
         shape, dtype = tensor
-        return relax.TensorType([n if isinstance(d, str) else d for d in shape], dtype)
+        return relax.TensorType(bound(shape), dtype)
 
     values = graph.values
     packed = {
@@ -165,8 +168,7 @@ def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
             for node in graph.nodes:
                 operands = [known[name] for name in node.inputs]
                 if not names[node.name]:
-                    shape = [n if isinstance(d, str) else d for d in node.output.shape]
-                    known[node.name] = builder.emit(relax.op.reshape(operands[0], shape))
+                    known[node.name] = builder.emit(relax.op.reshape(operands[0], bound(node.output.shape)))
                     continue
                 count = len(packed[node.name])
                 operands += [builder.emit(relax.TupleGetItem(constants, taken + i)) for i in range(count)]

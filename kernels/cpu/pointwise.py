@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
-from intq.kernels.cpu.build import kernel, parallel, parallel_region, ramp
+from intq.kernels.cpu.build import kernel, parallel, parallel_region, ramp, sample_size
 from intq.kernels.cpu.constants import Channelwise, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
@@ -24,7 +22,7 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
     """
     constants, base, lift = rescale.constants, rescale.base, rescale.lift
     channelwise = any(array.ndim for array in constants.values())
-    length, channels = math.prod(output[0][1:]), output[0][-1]
+    length, channels = sample_size(output[0]), output[0][-1]
     arguments = list(inputs)
     layout = Channelwise(rescale.fields, base)
     if channelwise:
@@ -97,6 +95,6 @@ def lookup(name: str, body, attrs, dtype: str, inputs, output) -> tirx.PrimFunc:
             T.buffer_store(out, result.parts[0], [ramp(index, run.width)])
 
         with parallel_region():
-            flat_runs(n, math.prod(output[0][1:]), natural, element)
+            flat_runs(n, sample_size(output[0]), natural, element)
 
     return kernel(name, [*inputs, ((256,), dtype), output], write)
