@@ -38,7 +38,8 @@ class FromIds(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.padding  # (n, s)
-        given = {"input_ids": ids, "attention_mask": mask[:, None, None, :], "return_dict": True}  # (n, 1, query, key)
+        given = {"input_ids": ids, "return_dict": True}
+        given["attention_mask"] = mask.unsqueeze(1).unsqueeze(1)  # (n, head, query, key): taken as it is
         types = getattr(self.model.config, "type_vocab_size", 0)
         if types:
             given["token_type_ids"] = self._segments(ids, types)
@@ -50,7 +51,7 @@ class FromIds(nn.Module):
         hidden = output.last_hidden_state  # (n, s, C)
         if self.pooling == "first":
             return hidden[:, 0]
-        weights = mask[:, :, None].to(hidden.dtype)  # (n, s, 1)
+        weights = mask.unsqueeze(-1).to(hidden.dtype)  # (n, s, 1)
         return (hidden * weights).sum(1) / weights.sum(1)
 
     def _segments(self, ids: Tensor, types: int) -> Tensor:
