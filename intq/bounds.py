@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from intq.errors import UnprovenError
 from intq.ops import OPS
+from intq.ops.attention import ZERO_POINT
 from intq.ops.op import Attrs, Constants
 from intq.value import DTYPE_RANGE, Value
 
@@ -58,6 +60,10 @@ def _unbounded(value) -> np.ndarray:
     return np.asarray(value).astype(object)
 
 
+def _each(function, x: np.ndarray) -> np.ndarray:
+    return _unbounded(np.vectorize(function, otypes=[object])(x))
+
+
 def _magnitude(x: int) -> int:
     return int(x if x >= 0 else ~x).bit_length()
 
@@ -85,9 +91,57 @@ class IntervalDialect:
         return Interval(np.clip(x.low, low, high), np.clip(x.high, low, high), x.width)
 
     @staticmethod
+    def shift_left(x: Interval, places: int) -> Interval:
+        return Interval(x.low << places, x.high << places, x.width)
+
+    @staticmethod
+    def low_bits(x: Interval, count: int) -> Interval:
+        return Interval(0, (1 << count) - 1, x.width)
+
+    @staticmethod
+    def narrow(x: Interval) -> Interval:
+        return Interval(x.low, x.high, 32)
+
+    @staticmethod
+    def within(x: Interval, low: int, high: int) -> Interval:
+        """The part of an interval in which its values are known to lie (a proof on paper, checked by the reference)."""
+        return Interval(np.clip(x.low, low, high), np.clip(x.high, low, high), x.width)
+
+    @staticmethod
+    def isqrt(x: Interval) -> Interval:
+        return Interval(_each(math.isqrt, x.low), _each(math.isqrt, x.high), x.width)
+
+    @staticmethod
+    def reciprocal(d: Interval, bits: int) -> Interval:
+        if d.low.min() < 1:
+            raise UnprovenError("a divisor cannot be proven to be positive")
+        return Interval((1 << bits) // d.high, (1 << bits) // d.low, d.width)
+
+    @staticmethod
+    def matmul(a: Interval, b: Interval, terms: int) -> Interval:
+        return IntervalDialect.row_sum(a * b, terms)
+
+    @staticmethod
+    def row_sum(x: Interval, terms: int) -> Interval:
+        """Of every partial sum of up to ``terms`` values."""
+        return Interval(np.minimum(x.low * terms, x.low), np.maximum(x.high * terms, x.high), x.width)
+
+    @staticmethod
+    def row_max(x: Interval) -> Interval:
+        return x
+
+    @staticmethod
+    def swap(x: Interval) -> Interval:
+        return x
+
+    @staticmethod
     def lookup(table: np.ndarray, x: Interval) -> Interval:
         reached = np.asarray(table)[int(x.low.min()) : int(x.high.max()) + 1].astype(object)
         return Interval(reached.min(), reached.max())
+
+
+_TABLES = ("table", "curve")
+_IN_LOOPS = ("weight", "pad_value", "word", "word_multiplier", "position", "segment")  # constants that bodies never see
 
 
 @dataclass(frozen=True)
@@ -112,9 +166,7 @@ def bounds(op: str, inputs: tuple[Value, ...], attrs: Attrs, constants: Constant
         bits = 0
     else:
         operands = _LOOPS[operation.loop](ranges, attrs, constants)
-        exact = {k: v.astype(object) for k, v in constants.items() if k not in ("weight", "pad_value", "table")}
-        if "table" in constants:
-            exact["table"] = constants["table"]
+        exact = {k: v if k in _TABLES else v.astype(object) for k, v in constants.items() if k not in _IN_LOOPS}
         result = operation.body(IntervalDialect, operands, exact, attrs)
         low, high, bits = int(result.low.min()), int(result.high.max()), operands[0].bits
     least, most = DTYPE_RANGE[dtype]
@@ -150,12 +202,30 @@ def _window_sum(ranges, attrs, constants):
     return (Interval(min(0, x.low.item(), *pad) * count, max(0, x.high.item(), *pad) * count),)
 
 
+def _masked_sum(ranges, attrs, constants):
+    x, mask = ranges
+    return IntervalDialect.row_sum(x * mask, attrs["longest"]), IntervalDialect.row_sum(mask, attrs["longest"])
+
+
+def _heads(ranges, attrs, constants):
+    return (*(x - ZERO_POINT for x in ranges[:3]), *ranges[3:])
+
+
+def _embedded(ranges, attrs, constants):
+    tables = (constants[k] for k in ("word", "word_multiplier", "position", "segment"))
+    return tuple(Interval(int(t.min()), int(t.max())) for t in tables)
+
+
 def _unchanged(ranges, attrs, constants):
     return ranges
 
 
 _LOOPS = {
     "pointwise": _unchanged,
+    "rows": _unchanged,
+    "tokens": _masked_sum,
+    "attention": _heads,
+    "embedding": _embedded,
     "max2d": _unchanged,
     "conv2d": _weighted_sum,
     "linear": _weighted_sum,

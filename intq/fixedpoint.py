@@ -101,7 +101,12 @@ def offset_of(real: np.ndarray | float, shift: np.ndarray, zero_point: int) -> n
 
 
 def isqrt(L, n):
-    """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no division, no float)."""
+    """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no division, no float).
+
+    A dialect whose values are not integers (bounds, real numbers) has its own ``isqrt``.
+    """
+    if hasattr(L, "isqrt"):
+        return L.isqrt(n)
     root = n * 0
     for bit in range(30, -1, -1):
         trial = root + (1 << bit)
@@ -112,8 +117,11 @@ def isqrt(L, n):
 def reciprocal(L, d, bits: int):
     """floor(2**bits / d) exactly, 1 <= d < 2**31, bits <= 61, by restoring division (no division instruction).
 
-    The rest stays below 2 * d, so nothing overflows on the way, not even in lanes that are not chosen.
+    The rest stays below 2 * d, so nothing overflows on the way, not even in lanes that are not chosen. A dialect whose
+    values are not integers has its own ``reciprocal``.
     """
+    if hasattr(L, "reciprocal"):
+        return L.reciprocal(d, bits)
     quotient, rest = d * 0, d * 0 + 1
     for _ in range(bits + 1):
         fits = rest >= d

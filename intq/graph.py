@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from intq.bounds import Bounds, bounds
+from intq.curves import SEGMENTS
 from intq.errors import IntqError, UnprovenError
 from intq.fixedpoint import MAX_SHIFT, MIN_SHIFT
 from intq.ops import OPS
@@ -26,6 +28,17 @@ CONSTANT_DTYPES = {
     "shift": ("int32",),
     "pad_value": ("uint8", "int16", "int32"),
     "table": ("uint8", "int16"),
+    "curve": ("int32",),
+    "score_multiplier": ("int32",),
+    "score_offset": ("int64",),
+    "score_shift": ("int32",),
+    "epsilon": ("int64",),
+    "word": ("int8",),
+    "word_multiplier": ("int32",),
+    "position": ("int16",),
+    "position_multiplier": ("int32",),
+    "segment": ("int16",),
+    "segment_multiplier": ("int32",),
 }
 
 
@@ -85,18 +98,21 @@ def _infer(op: str, name: str, inputs, attrs, constants, dtype: str) -> tuple[tu
 
 def _check_parts(operation, attrs, constants) -> None:
     for kind, has, needs, may in (
-        ("attributes", set(attrs), operation.attrs, frozenset()),
+        ("attributes", set(attrs), operation.attrs, operation.optional),
         ("constants", set(constants), operation.constants, operation.optional),
     ):
-        if has - may != needs:
+        if not needs <= has <= needs | may:
             raise IntqError(f"needs the {kind} {sorted(needs)}, got {sorted(has)}")
     for key, array in constants.items():
         if array.dtype.name not in CONSTANT_DTYPES[key]:
             raise IntqError(f"constant {key} must be {' or '.join(CONSTANT_DTYPES[key])}, got {array.dtype.name}")
-    if "shift" in constants:
-        shift = constants["shift"]
+    for shift in (constants[key] for key in ("shift", "score_shift") if key in constants):
         if not np.all((shift >= MIN_SHIFT) & (shift <= MAX_SHIFT)):
             raise IntqError(f"shifts must lie in [{MIN_SHIFT}, {MAX_SHIFT}], got [{shift.min()}, {shift.max()}]")
+    if "curve" in constants and constants["curve"].shape != (3, SEGMENTS):
+        raise IntqError(f"a curve has three rows of {SEGMENTS} coefficients, got shape {constants['curve'].shape}")
+    if "drop" in attrs and not 0 <= attrs["drop"] < 31:
+        raise IntqError(f"drop must lie in [0, 30], got {attrs['drop']}")
     if "low" in attrs and attrs["low"] > attrs["high"]:
         raise IntqError(f"low must not exceed high, got [{attrs['low']}, {attrs['high']}]")
 
@@ -140,7 +156,13 @@ class Graph:
         for value in self.inputs:
             _define(known, value)
         widest = Proof(0, "")
+        longest = [v.longest or math.inf for v in self.inputs if any(isinstance(d, str) for d in v.shape[1:])]
         for node in self.nodes:
+            if longest and node.attrs.get("longest", math.inf) < max(longest):
+                raise IntqError(
+                    f"{node.name} ({node.op}): proven for at most {node.attrs['longest']} tokens, "
+                    f"but the network takes {max(longest)}"
+                )
             missing = [name for name in node.inputs if name not in known]
             if missing:
                 raise IntqError(f"{node.name} ({node.op}): its input {missing[0]!r} is not defined before it")

@@ -21,9 +21,10 @@ Shape = tuple[int | str, ...]
 class Value:
     """A tensor whose real value is ``scale * (q - zero_point)``, ``low <= q <= high`` proven.
 
-    ``shape``: channel last; a dimension given by a name ("n", the batch) is symbolic. ``scale`` and ``zero_point`` are
-    for people and for the straight-through gradient and never touch data; only a network's input may have them per
-    channel (an image's mean and standard deviation).
+    ``shape``: channel last; a dimension given by a name ("n", the batch; "s", the tokens) is symbolic. ``scale`` and
+    ``zero_point`` are for people and for the straight-through gradient and never touch data; only a network's input may
+    have them per channel (an image's mean and standard deviation). ``longest``: of a network's input, the largest size
+    that a symbolic dimension other than the batch may have; 0 for any.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Value:
     high: int
     scale: float | tuple[float, ...] = 1.0
     zero_point: int | float | tuple[float, ...] = 0
+    longest: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_RANGE:
@@ -57,7 +59,7 @@ def bind_shape(shape: Shape, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def check_inputs(declared: tuple[Value, ...], arrays) -> None:
-    """Raise IntqError unless the arrays have the declared dtypes and shapes."""
+    """Raise IntqError unless the arrays have the declared dtypes, shapes and, where narrower, bounds."""
     if len(arrays) != len(declared):
         raise IntqError(f"expected {len(declared)} inputs, got {len(arrays)}")
     for value, array in zip(declared, arrays, strict=True):
@@ -67,6 +69,18 @@ def check_inputs(declared: tuple[Value, ...], arrays) -> None:
         fits = len(array.shape) == len(value.shape) and all(
             isinstance(d, str) or d == s for d, s in zip(value.shape, array.shape, strict=True)
         )
-        if not fits:
+        if not fits or 0 in array.shape[1:]:
             wanted = ", ".join(map(str, value.shape))
             raise IntqError(f"input {value.name}: expected shape ({wanted}), got {tuple(array.shape)}")
+        for dimension, size in zip(value.shape[1:], array.shape[1:], strict=True):
+            if isinstance(dimension, str) and 0 < value.longest < size:
+                raise IntqError(
+                    f"input {value.name}: at most {value.longest} along {dimension!r} are possible, got {size}; "
+                    "shorten or truncate it"
+                )
+        if (value.low, value.high) != DTYPE_RANGE[value.dtype] and 0 not in array.shape:
+            low, high = int(array.min()), int(array.max())
+            if low < value.low or high > value.high:
+                raise IntqError(
+                    f"input {value.name}: its integers must lie in [{value.low}, {value.high}], found [{low}, {high}]"
+                )

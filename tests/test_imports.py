@@ -17,6 +17,7 @@ ROOMS = (
     {"intq.errors"},
     {"intq.fixedpoint"},
     {"intq.value"},
+    {"intq.curves"},
     {"intq.ops"},
     {"intq.bounds"},
     {"intq.graph"},
@@ -39,7 +40,7 @@ ROOMS = (
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
-KERNELS_SEE = {"intq.errors", "intq.fixedpoint", "intq.value", "intq.ops", "intq.graph"}
+KERNELS_SEE = {"intq.errors", "intq.fixedpoint", "intq.value", "intq.curves", "intq.ops", "intq.graph"}
 DOMAINS_SEE = set().union(*ROOMS[:-1])
 
 # Third parties that may be imported only where listed; NumPy and safetensors may be imported anywhere.

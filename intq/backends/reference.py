@@ -12,6 +12,7 @@ import numpy as np
 
 from intq.graph import Graph, Node
 from intq.ops import OPS
+from intq.ops.attention import ZERO_POINT
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, check_inputs
 
@@ -39,6 +40,44 @@ class NumpyDialect:
         out[:] = value
         out[:, top : top + h, left : left + w] = x
         return out
+
+    @staticmethod
+    def shift_left(x, places: int):
+        return np.left_shift(x, np.int64(places))
+
+    @staticmethod
+    def low_bits(x, count: int):
+        return np.bitwise_and(x, (1 << count) - 1)
+
+    @staticmethod
+    def narrow(x):
+        return np.asarray(x).astype(np.int32)
+
+    @staticmethod
+    def within(x, low: int, high: int):
+        """``x``, of which a bound is proven on paper that intervals cannot see; here it is checked in every run."""
+        if np.size(x) and not (np.min(x) >= low and np.max(x) <= high):
+            raise AssertionError(f"expected integers in [{low}, {high}], found [{np.min(x)}, {np.max(x)}]")
+        return x
+
+    @staticmethod
+    def matmul(a, b, terms: int):
+        """(..., i, k) x (..., k, j): at most ``terms`` products are summed."""
+        return _exact_matmul(a, b)
+
+    @staticmethod
+    def swap(x):
+        """The last two axes exchanged."""
+        return np.swapaxes(x, -1, -2)
+
+    @staticmethod
+    def row_max(x):
+        return np.max(x, axis=-1, keepdims=True)
+
+    @staticmethod
+    def row_sum(x, terms: int):
+        """The sum over the last axis, which has at most ``terms`` elements, in the width of ``x``."""
+        return np.sum(x, axis=-1, keepdims=True, dtype=x.dtype)
 
     clamp = staticmethod(np.clip)
     where = staticmethod(np.where)
@@ -75,6 +114,8 @@ def run_node(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     op = OPS[node.op]
     operands = _LOOPS[op.loop](inputs, node)
     result = op.body(NumpyDialect, operands, node.constants, node.attrs)
+    if op.loop == "attention":
+        result = result.transpose(0, 2, 1, 3).reshape(inputs[0].shape)  # (n, heads, tokens, size) -> (n, tokens, all)
     return np.ascontiguousarray(result.astype(node.output.dtype, copy=False))
 
 
@@ -150,8 +191,49 @@ def _max2d(inputs, node):
     return (_pooled(x, node, DTYPE_RANGE[x.dtype.name][0], np.maximum),)
 
 
+def _rows(inputs, node):
+    return tuple(x.astype(np.int32) for x in inputs)
+
+
+def _tokens(inputs, node):
+    x, mask = (a.astype(np.int32) for a in inputs)
+    return np.sum(x * mask[..., None], axis=1, dtype=np.int32), np.sum(mask, axis=1, keepdims=True, dtype=np.int32)
+
+
+def _attention(inputs, node):
+    """(n, tokens, heads * size) -> (n, heads, tokens, size), int32 without the zero point; the result goes back."""
+    n, tokens = inputs[0].shape[:2]
+    heads, size = node.attrs["heads"], node.attrs["size"]
+    qkv = (x.astype(np.int32) - ZERO_POINT for x in inputs[:3])
+    split = tuple(x.reshape(n, tokens, heads, size).transpose(0, 2, 1, 3) for x in qkv)
+    return (*split, *(mask.astype(np.int32)[:, None, None, :] for mask in inputs[3:]))
+
+
+def embedding_rows(ids: np.ndarray, attrs) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of the position's and of the segment's table each token takes, (n, tokens) or (1, tokens)."""
+    if attrs["positions"] == "counted":
+        token = ids != attrs["padding"]
+        positions = attrs["padding"] + np.cumsum(token, axis=1) * token
+    else:
+        positions = np.arange(ids.shape[1])[None]
+    separator = (ids == attrs["separator"]).astype(np.int64)
+    return positions, np.cumsum(separator, axis=1) - separator
+
+
+def _embedding(inputs, node):
+    (ids,), c = inputs, node.constants
+    positions, segments = embedding_rows(ids, node.attrs)
+    segments = np.minimum(segments, len(c["segment"]) - 1)
+    rows = (c["word"][ids], c["word_multiplier"][ids][..., None], c["position"][positions], c["segment"][segments])
+    return tuple(x.astype(np.int32) for x in rows)
+
+
 _LOOPS = {
     "pointwise": _pointwise,
+    "rows": _rows,
+    "tokens": _tokens,
+    "attention": _attention,
+    "embedding": _embedding,
     "move": _move,
     "conv2d": _conv2d,
     "linear": _linear,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from intq.ops import contract, move, pointwise, rows
+from intq.ops import attention, contract, embedding, move, pointwise, rows
 from intq.ops.op import LOOPS, Op, Sample
 
-OPS: dict[str, Op] = {op.name: op for module in (contract, pointwise, rows, move) for op in module.OPS}
+OPS: dict[str, Op] = {
+    op.name: op for module in (contract, pointwise, rows, embedding, attention, move) for op in module.OPS
+}
 
 __all__ = ["LOOPS", "OPS", "Op", "Sample"]

@@ -2,6 +2,9 @@
 
     y = clamp(round(scale_x * scale_w / scale_y * sum w * (x - zero_point_x) + bias / scale_y) + zero_point_y)
 
+A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then rescaled to 15 bits and the curve, a GELU or
+a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
+
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
 """
@@ -10,9 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from intq.curves import TOP, curve, fit
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
-from intq.value import Shape, Value
+from intq.value import DTYPE_RANGE, Shape, Value
 
 
 def _epilogue(L, operands, constants: Constants, attrs: Attrs):
@@ -20,7 +24,10 @@ def _epilogue(L, operands, constants: Constants, attrs: Attrs):
     terms = [(accumulator, constants["multiplier"])]
     if residual:
         terms.append((residual[0], constants["residual_multiplier"]))
-    return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
+    if "curve" not in constants:
+        return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
+    x = L.narrow(rescale(L, terms, constants["offset"], constants["shift"], 0, TOP))
+    return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"])
 
 
 def _check_epilogue(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
@@ -55,6 +62,7 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(x.shape[-1] == weight.shape[1], f"expects a last axis of {weight.shape[1]}, got {x.shape}")
     shape = (*x.shape[:-1], weight.shape[0])
     _check_epilogue(inputs, constants, shape)
+    expect(("curve" in constants) == ("drop" in attrs), "the constant curve and the attribute drop go together")
     return shape
 
 
@@ -120,17 +128,30 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _linear_samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
-    for shape, co, dtype, residual in [
-        (("n", 37), 11, "int32", False),
-        (("n", 64), 64, "uint8", True),
-        (("n", 5, 96), 80, "int16", False),
+    for shape, co, dtype, residual, function in [
+        (("n", 37), 11, "int32", None, None),
+        (("n", 64), 64, "uint8", "uint8", None),
+        (("n", 5, 96), 80, "int16", None, None),
+        (("n", "s", 64), 96, "int16", "int16", None),
+        (("n", "s", 48), 72, "int16", "int32", None),
+        (("n", "s", 96), 80, "uint8", None, lambda x: x / (1 + np.exp(-x))),
+        (("n", 40), 21, "int16", None, np.tanh),
     ]:
         weight = rng.integers(-127, 128, (co, shape[-1])).astype(np.int8)
-        constants = {"weight": weight, **_epilogue_constants(rng, weight, dtype, residual)}
+        constants = {"weight": weight, **_epilogue_constants(rng, weight, "int16" if function else dtype, residual)}
         inputs = (Value("x", shape, "uint8", 0, 255),)
         if residual:
-            inputs += (Value("r", (*shape[:-1], co), "uint8", 0, 255),)
-        samples.append(Sample(inputs, _output_attrs(rng, dtype), constants, dtype))
+            low, high = (0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1)
+            inputs += (Value("r", (*shape[:-1], co), residual, low, high),)
+        attrs = _output_attrs(rng, dtype)
+        if function:
+            made = fit(function, -6.0, 6.0, 8 / DTYPE_RANGE[dtype][1], 0, dtype)
+            constants |= {"curve": made.coefficients}
+            constants["offset"] = constants["offset"] + np.left_shift(
+                np.int64(2**14), constants["shift"].astype(np.int64)
+            )
+            attrs |= {"drop": made.drop, "function": "sample"}
+        samples.append(Sample(inputs, attrs, constants, dtype))
     return samples
 
 
@@ -155,6 +176,6 @@ OPS = (
         _linear_samples,
         attrs=frozenset({"low", "high"}),
         constants=_CONSTANTS,
-        optional=frozenset({"residual_multiplier"}),
+        optional=frozenset({"residual_multiplier", "curve", "drop", "function"}),
     ),
 )

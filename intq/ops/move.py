@@ -40,6 +40,8 @@ def _pad(L, operands, constants: Constants, attrs: Attrs):
 def _reshape_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
     (x,), shape = inputs, tuple(attrs["shape"])
     expect(len(shape) > 0 and shape[0] == x.shape[0], f"the first axis must stay {x.shape[0]}, got {shape}")
+    sizes = [d for d in (*x.shape[1:], *shape[1:]) if isinstance(d, str)]
+    expect(not sizes, f"an axis of unknown length, {sizes[:1]}, cannot be reshaped")
     before, after = math.prod(x.shape[1:]), math.prod(shape[1:])
     expect(before == after, f"{x.shape} has {before} elements per sample, {shape} has {after}")
     return shape
@@ -70,6 +72,12 @@ def _slice_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) 
     (x,), axis = inputs, attrs["axis"]
     expect(0 < axis < len(x.shape), f"axis must be in 1..{len(x.shape) - 1}, got {axis}")
     start, stop, step = attrs["start"], attrs["stop"], attrs["step"]
+    if isinstance(x.shape[axis], str):
+        expect(
+            (start, stop, step) == (0, 1, 1),
+            f"of the axis {x.shape[axis]!r} only the first element is sure to be there",
+        )
+        return (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     fits = 0 <= start < stop <= x.shape[axis] and step >= 1
     expect(fits, f"[{start}:{stop}:{step}] does not lie in an axis of {x.shape[axis]}")
     return (*x.shape[:axis], len(range(start, stop, step)), *x.shape[axis + 1 :])
@@ -135,6 +143,7 @@ OPS = (
         _samples(
             ([_image("x")], {"axis": 3, "start": 1, "stop": 11, "step": 3}, {}),
             ([_image("x", "int16")], {"axis": 2, "start": 2, "stop": 6, "step": 1}, {}),
+            ([Value("x", ("n", "s", 24), "int16", -9, 99)], {"axis": 1, "start": 0, "stop": 1, "step": 1}, {}),
         ),
         attrs=frozenset({"axis", "start", "stop", "step"}),
     ),

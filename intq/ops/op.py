@@ -33,13 +33,17 @@ class Op:
       "pointwise"  inputs as they are, broadcast;
       "conv2d"     (sum over window and input channels of weight * padded input, *further inputs);
       "linear"     (sum over the last axis of weight * input, *further inputs);
+      "rows"       the input; the body may sum over the last axis (``L.row_sum``);
+      "tokens"     (sum over tokens of mask * input, number of tokens that the mask keeps);
+      "attention"  (q, k, v per head without their zero points[, mask]); the body multiplies matrices (``L.matmul``);
+      "embedding"  (row of the word, its multiplier, row of the position, row of the segment);
       "sum2d"      (sum over a padded window,);  "max2d"  (maximum over a padded window,);
       "move"       inputs as they are; the body rearranges whole arrays and computes nothing.
     ``body(L, operands, constants, attrs)``: the arithmetic, in dialect ``L``. Operands arrive as int32 (moves: any),
       constants broadcast against the output (channel last); the result fits the output's dtype by proof.
     ``shape(inputs, attrs, constants)``: the output's shape; raises IntqError saying which input does not fit.
     ``samples(rng)``: random instances for conformance tests.
-    ``required``: names of constants and attributes that a node must have.
+    ``attrs``, ``constants``: names of those that a node must have; ``optional``: of those that it may have.
     """
 
     name: str
@@ -52,7 +56,7 @@ class Op:
     optional: frozenset[str] = field(default_factory=frozenset)
 
 
-LOOPS = ("pointwise", "conv2d", "linear", "sum2d", "max2d", "move")
+LOOPS = ("pointwise", "conv2d", "linear", "rows", "tokens", "attention", "embedding", "sum2d", "max2d", "move")
 
 
 def expect(condition: bool, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from intq.curves import TOP, curve, fit
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect
 from intq.value import DTYPE_RANGE, Shape, Value
@@ -37,6 +38,20 @@ def _lookup(L, operands, constants: Constants, attrs: Attrs):
     """table[x]: any function of an 8-bit value, correctly rounded because each entry is computed from the real one."""
     (x,) = operands
     return L.lookup(constants["table"], x)
+
+
+def _curve(L, operands, constants: Constants, attrs: Attrs):
+    """clamp(round(f(x))): any function of a wide value, by polynomials (:mod:`intq.curves`)."""
+    (x,) = operands
+    terms = [(x, constants["multiplier"])]
+    x = L.narrow(rescale(L, terms, constants["offset"], constants["shift"], 0, TOP))
+    return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"])
+
+
+def _differs(L, operands, constants: Constants, attrs: Attrs):
+    """1 where x is not ``value``, 0 where it is: which tokens are not padding."""
+    sign = L.clamp(operands[0] - attrs["value"], -1, 1)
+    return L.clamp(sign * sign, 0, 1)
 
 
 def _same_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
@@ -116,6 +131,20 @@ def _mul_samples(rng: np.random.Generator) -> list[Sample]:
     return samples
 
 
+def _curve_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    for source, dtype, shift, function in [("int16", "uint8", 31, np.tanh), ("uint8", "int16", 24, np.sin)]:
+        made = fit(function, -5.0, 5.0, 1 / DTYPE_RANGE[dtype][1], 0, dtype)
+        constants = _rescale_constants(rng, ("multiplier",), shift, 2**14 if source == "int16" else 0)
+        attrs = dict(zip(("low", "high"), DTYPE_RANGE[dtype], strict=True)) | {"drop": made.drop, "function": "sample"}
+        samples.append(Sample((_value("x", source),), attrs, constants | {"curve": made.coefficients}, dtype))
+    return samples
+
+
+def _differs_samples(rng: np.random.Generator) -> list[Sample]:
+    return [Sample((Value("ids", ("n", "s"), "int32", 0, 5, longest=64),), {"value": 1}, {}, "uint8")]
+
+
 def _lookup_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample(
@@ -144,4 +173,14 @@ OPS = (
     ),
     Op("mul", "pointwise", _mul, _mul_shape, _mul_samples, _RANGE | {"zero_point_a", "zero_point_b"}, _RESCALE),
     Op("lookup", "pointwise", _lookup, _lookup_shape, _lookup_samples, frozenset({"function"}), frozenset({"table"})),
+    Op(
+        "curve",
+        "pointwise",
+        _curve,
+        _same_shape,
+        _curve_samples,
+        _RANGE | {"drop", "function"},
+        _RESCALE | {"curve"},
+    ),
+    Op("differs", "pointwise", _differs, _same_shape, _differs_samples, frozenset({"value"})),
 )
