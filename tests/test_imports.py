@@ -35,24 +35,26 @@ ROOMS = (
         "intq.emit",
         "intq.quantize",
     },
-    {"intq.verification", "intq.bench", "intq.domains"},
+    {"intq.assets", "intq.pretrained", "intq.verification", "intq.bench", "intq.domains"},
     {"intq.console", "intq.show", "intq.cli", "intq.__main__"},
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
 KERNELS_SEE = {"intq.errors", "intq.fixedpoint", "intq.value", "intq.curves", "intq.ops", "intq.graph"}
 DOMAINS_SEE = set().union(*ROOMS[:-1])
+DOMAINS = ("intq.vision", "intq.nlp")
+PRETRAINED = {"intq.pretrained", *DOMAINS}
 
 # Third parties that may be imported only where listed; NumPy and safetensors may be imported anywhere.
 ONLY_IN = {
-    "torch": {"intq.backends.torch", "intq.backends.straight_through", "intq.functions", *TRAINING, "intq.vision"},
+    "torch": {"intq.backends.torch", "intq.backends.straight_through", "intq.functions", *TRAINING, *PRETRAINED},
     "tvm": {"intq.kernels"},
     "tvm_ffi": {"intq.kernels"},
     "PIL": {"intq.vision"},
-    "transformers": {"intq.vision"},
-    "huggingface_hub": {"intq.vision"},
-    "datasets": {"intq.vision"},
-    "scipy": {"intq.vision"},
+    "transformers": PRETRAINED,
+    "huggingface_hub": PRETRAINED,
+    "datasets": set(DOMAINS),
+    "scipy": set(DOMAINS),
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }
@@ -64,7 +66,8 @@ ON_CALL = {("intq.graph", "intq.artifact")}
 def modules() -> dict[str, Path]:
     """Every module of the package by its name in code: vision/models/resnet.py is intq.vision.models.resnet."""
     found = {}
-    for folder, package in (("intq", "intq"), ("vision", "intq.vision"), ("kernels", "intq.kernels")):
+    houses = {"intq": "intq", "vision": "intq.vision", "nlp": "intq.nlp", "kernels": "intq.kernels"}
+    for folder, package in houses.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join((package, *parts)).removesuffix(".__init__")] = path
@@ -100,8 +103,9 @@ def sees(name: str) -> set[str]:
     """The rooms of intq whose modules `name` may import."""
     if within(name, {"intq.kernels"}):
         return KERNELS_SEE | {"intq.kernels"}
-    if within(name, {"intq.vision"}):
-        return DOMAINS_SEE | {"intq.vision"}
+    for domain in DOMAINS:
+        if within(name, {domain}):
+            return DOMAINS_SEE | {domain}
     if name == "intq":
         return set()
     for rank, room in enumerate(ROOMS):

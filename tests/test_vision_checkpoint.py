@@ -96,8 +96,8 @@ def test_broken_folders(tmp_path):
     config, weights = folder / "config.json", folder / "model.safetensors"
     whole, tensors = config.read_text(), load_file(weights)
 
-    edit(config, model_type="vit")
-    with pytest.raises(IntqError, match="type 'vit'; supported are ResNetForImageClassification"):
+    edit(config, model_type="swin")
+    with pytest.raises(IntqError, match="type 'swin'; supported are ResNetForImageClassification"):
         checkpoint.load(folder)
     config.write_text(whole)
     edit(config, architectures=["ResNetModel"])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from intq.errors import IntqError
+from intq.pretrained import check_finite, download, few, first_line
 from intq.vision import assets, huggingface
 from intq.vision.labels import default_labels
 from intq.vision.models import ARCHITECTURES, from_state_dict
@@ -55,8 +56,7 @@ def load(source: str | Path) -> Checkpoint:
     elif path.suffix in WEIGHT_FILES or path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
         raise IntqError(f"there is no file or folder {source}")
     else:
-        checkpoint = _from_folder(huggingface.download(str(source)), str(source))
-    _check_finite(checkpoint.model, str(source))
+        checkpoint = _from_folder(download(str(source)), str(source))
     return checkpoint
 
 
@@ -73,7 +73,7 @@ def _from_file(path: Path) -> Checkpoint:
         raise IntqError(f"{path}: the tensors' shapes fit no architecture that intq knows ({error})") from error
     if found is None:
         raise IntqError(
-            f"{path}: these are not the keys of an architecture that intq knows ({_few(state)}): expected a state dict "
+            f"{path}: these are not the keys of an architecture that intq knows ({few(state)}): expected a state dict "
             "with torchvision's keys of ResNet, MobileNetV2 or InceptionV3, or of SqueezeNext or EfficientNet-Lite0"
         )
     name, model, preprocess = found
@@ -85,7 +85,7 @@ def _from_file(path: Path) -> Checkpoint:
     if missing or unknown:
         raise IntqError(
             f"{path}: not the weights of {name}: "
-            + ", ".join([f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys])
+            + ", ".join([f"{word} {few(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys])
         )
     for key, value in state.items():
         if value.shape != expected[key].shape:
@@ -93,6 +93,7 @@ def _from_file(path: Path) -> Checkpoint:
                 f"{path}: {key} has the shape {tuple(value.shape)}, {name} expects {tuple(expected[key].shape)}"
             )
     model.load_state_dict(state, strict=False)
+    check_finite(model, str(path))
     model.eval().requires_grad_(False)
     classes = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)).out_features
     return Checkpoint(model, preprocess, default_labels(classes), name, preprocess.size)
@@ -110,7 +111,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # an unpickler fed with garbage may raise anything
         raise IntqError(
             f"{path} does not load as a file of tensors: expected a state dict saved by torch.save(model.state_dict(), "
-            f"path), whole ({_first_line(error)})"
+            f"path), whole ({first_line(error)})"
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -121,21 +122,3 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-
-def _check_finite(model: nn.Module, source: str) -> None:
-    for key, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
-            raise IntqError(
-                f"{source}: {key} holds {count} NaN or infinite values of {value.numel()}: retrain or repair it"
-            )
-
-
-def _few(keys, count: int = 3) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

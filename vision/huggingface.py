@@ -3,25 +3,28 @@
 The image processor itself is not used: its configuration says all, and `Preprocess` must work without transformers.
 """
 
-import json
 import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from intq.errors import IntqError
+from intq.pretrained import load_model, read_json
 from intq.vision.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
 
-MODEL_TYPES = {
-    "resnet": "ResNetForImageClassification",
-    "mobilenet_v1": "MobileNetV1ForImageClassification",
-    "mobilenet_v2": "MobileNetV2ForImageClassification",
+# model_type: the classes that are taken; the first where the configuration names none.
+CLASSES = {
+    "resnet": ("ResNetForImageClassification",),
+    "mobilenet_v1": ("MobileNetV1ForImageClassification",),
+    "mobilenet_v2": ("MobileNetV2ForImageClassification",),
+    "vit": ("ViTForImageClassification",),
+    "deit": ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
 }
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TRANSFORMERS = ("vit", "deit")  # those that attend
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -32,38 +35,27 @@ PROCESSORS = {
     "MobileNetV1": {**_BOTH, **HALF, "size": 256, "crop_size": 224, "do_center_crop": True},
     "MobileNetV2": {**_BOTH, **HALF, "size": 256, "crop_size": 224, "do_center_crop": True},
     "ViT": {**_BOTH, **HALF, "size": {"height": 224, "width": 224}},
+    "DeiT": {**_BOTH, **HALF, "resample": 3, "size": 256, "crop_size": 224, "do_center_crop": True},
     "Bit": {**_BOTH, "resample": 3, "size": 224, "crop_size": 224, "do_center_crop": True},
 }
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 class Logits(nn.Module):
-    """The model's logits alone, from its pixel values alone."""
+    """The model's logits alone, from its pixel values alone.
 
-    def __init__(self, model: nn.Module):
+    attends: the model is a transformer. Its patches are all there, but while a network is traced transformers builds
+    a mask that says so, of some twenty operations; a mask of one element that lets all through stands in for it.
+    """
+
+    def __init__(self, model: nn.Module, attends: bool = False):
         super().__init__()
         self.model = model
+        self.register_buffer("mask", torch.ones(1, 1, 1, 1, dtype=torch.bool) if attends else None, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=pixels, return_dict=True).logits
-
-
-def download(name: str) -> Path:
-    """The folder that holds the files of a hub id, from the hub or from its cache. IntqError when neither has it."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*config.json", "model*.safetensors", "model.safetensors.index.json"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*"]))
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise IntqError(
-            f"{name} is no file or folder here and could not be fetched from the Hugging Face hub: check the name and "
-            f"the connection, or give the path of a downloaded folder ({reason})"
-        ) from error
-    return folder
+        given = {} if self.mask is None else {"attention_mask": self.mask}
+        return self.model(pixel_values=pixels, return_dict=True, **given).logits
 
 
 def load_folder(folder: Path, source: str) -> tuple[Logits, Preprocess, tuple[str, ...], tuple[int, int]]:
@@ -71,81 +63,49 @@ def load_folder(folder: Path, source: str) -> tuple[Logits, Preprocess, tuple[st
 
     Raises IntqError when the folder is no checkpoint, holds another kind of model, or lacks some of its weights.
     """
-    config = _read_json(folder / "config.json", source)
+    config = read_json(folder / "config.json", source)
     kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise IntqError(
-            f"{source}: config.json describes a model of type {kind!r}; supported are {', '.join(MODEL_TYPES.values())}"
-        )
-    names = config.get("architectures") or [MODEL_TYPES[kind]]
-    if names[0] != MODEL_TYPES[kind]:
-        raise IntqError(f"{source}: holds a {names[0]}; of this family {MODEL_TYPES[kind]} is supported")
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise IntqError(f"{source}: has a config.json but no weights: looked for {', '.join(WEIGHTS)}")
-    model = _load_model(folder, MODEL_TYPES[kind], source)
+    if kind not in CLASSES:
+        known = ", ".join(names[0] for names in CLASSES.values())
+        raise IntqError(f"{source}: config.json describes a model of type {kind!r}; supported are {known}")
+    name = (config.get("architectures") or CLASSES[kind])[0]
+    if name not in CLASSES[kind]:
+        raise IntqError(f"{source}: holds a {name}; of this family {' and '.join(CLASSES[kind])} are supported")
+    attends = kind in TRANSFORMERS
+    options = {"attn_implementation": "sdpa"} if attends else {}
+    # A published ViT may hold the pooler that pretraining used; classification does not.
+    model = load_model(folder, name, source, spare=r"\bpooler\." if attends else None, **options)
     settings = model.config
     preprocess = _preprocess(folder, kind, config, settings.num_channels, source)
     labels = tuple(str(settings.id2label[index]) for index in range(settings.num_labels))
     if not labels:
         raise IntqError(f"{source}: the model has no classes (num_labels is 0): it has no classifier to quantize")
     size = preprocess.size or _pair(getattr(settings, "image_size", 224), source)
-    return Logits(model).eval().requires_grad_(False), preprocess, labels, size
-
-
-def _read_json(path: Path, source: str) -> dict:
-    if not path.is_file():
-        found = sorted(entry.name for entry in path.parent.iterdir())
-        raise IntqError(
-            f"{source} is no checkpoint: expected a folder written by save_pretrained with {path.name} and "
-            f"{WEIGHTS[0]}, found {', '.join(found[:5]) + (' ...' if len(found) > 5 else '') or 'nothing in it'}"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise IntqError(f"{source}: {path.name} is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise IntqError(f"{source}: {path.name} holds no JSON object")
-    return value
-
-
-def _load_model(folder: Path, name: str, source: str) -> nn.Module:
-    import torch
-    import transformers
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers' advice about its own future
-            model, report = getattr(transformers, name).from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:  # a damaged file may raise anything on its way through transformers
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise IntqError(f"{source}: the weights do not load into {name} ({reason})") from error
-    # transformers fills what is missing with random numbers; here that is an error.
-    for word, keys in (("lack", report["missing_keys"]), ("do not fit", report["mismatched_keys"])):
-        if keys:
-            some = ", ".join(sorted(str(key) for key in keys)[:3])
-            raise IntqError(f"{source}: the weights {word} {some} ({len(keys)} in all) of {name}")
-    if report["unexpected_keys"]:
-        some = ", ".join(sorted(report["unexpected_keys"])[:3])
-        raise IntqError(f"{source}: the weights hold {some}, which {name} with this config.json does not have")
-    return model
+    return Logits(model, attends).eval(), preprocess, labels, size
 
 
 def _preprocess(folder: Path, kind: str, config: Mapping, channels: int, source: str) -> Preprocess:
     path = folder / "preprocessor_config.json"
     if path.is_file():
-        values = _read_json(path, source)
+        values = read_json(path, source)
         return preprocess_from_config(values, channels, f"{source}: preprocessor_config.json")
     # The published checkpoints' settings at the size of this one; said aloud, because the answer depends on it.
     size = _pair(config.get("image_size") or 224, source)
+    larger = min(size) * 8 // 7
+    resize: int | tuple[int, int] = larger
+    crop: tuple[int, int] | None = size
+    if kind == "vit":
+        resize, crop = size, None
+    elif kind == "deit":
+        resize = (larger, larger)
     mean = IMAGENET["image_mean"] if kind == "resnet" and channels == 3 else [0.5] * channels
     std = IMAGENET["image_std"] if kind == "resnet" and channels == 3 else [0.5] * channels
     log.warning(
-        "%s has no preprocessor_config.json: taking the usual one of %s: side %d, middle %d x %d, mean %s, std %s",
-        *(source, MODEL_TYPES[kind], min(size) * 8 // 7, *size, mean, std),
+        "%s has no preprocessor_config.json: taking the usual one of %s: resized to %s, middle %s, mean %s, std %s",
+        *(source, CLASSES[kind][0], resize, crop, mean, std),
     )
-    return Preprocess(min(size) * 8 // 7, size, "bicubic" if kind == "resnet" else "bilinear", tuple(mean), tuple(std))
+    interpolation = "bicubic" if kind in ("resnet", "deit") else "bilinear"
+    return Preprocess(resize, crop, interpolation, tuple(mean), tuple(std))
 
 
 def preprocess_from_config(config: Mapping, channels: int, source: str) -> Preprocess:
@@ -199,7 +159,7 @@ def _convnext_resize(values: Mapping, source: str) -> tuple:
 def _resize(size, kind: str, source: str) -> int | tuple[int, int]:
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"} and isinstance(size["shortest_edge"], int):
         return size["shortest_edge"]
-    if isinstance(size, int) and kind != "ViT":  # ViT's processor takes one number for a square
+    if isinstance(size, int) and kind not in ("ViT", "DeiT"):  # these take one number for a square
         return size
     return _pair(size, source)
 

@@ -1,0 +1,120 @@
+"""Folders written by save_pretrained, and hub ids: what every domain's checkpoints have in common.
+
+A checkpoint is taken whole or not at all: transformers fills what a file lacks with random numbers, and here that is an
+error. torch and transformers are imported when a model is loaded, huggingface_hub when one is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intq.errors import IntqError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_SAFE = ("model*.safetensors", "model.safetensors.index.json")
+
+
+def download(name: str, extra: Sequence[str] = (), weights: bool = True) -> Path:
+    """The folder that holds the files of a hub id, from the hub or from its cache.
+
+    Its configuration always, files that match the `extra` patterns, and the weights unless told not to: safetensors,
+    or where there are none PyTorch's own format. Raises IntqError when neither the hub nor the cache has it.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*config.json", *extra]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*patterns, *_SAFE] if weights else patterns))
+        if weights and not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*"]))
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        raise IntqError(
+            f"{name} is no file or folder here and could not be fetched from the Hugging Face hub: check the name and "
+            f"the connection, or give the path of a downloaded folder ({first_line(error)})"
+        ) from error
+    return folder
+
+
+def read_json(path: Path, source: str) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; `source` names the checkpoint in errors."""
+    if not path.is_file():
+        found = sorted(entry.name for entry in path.parent.iterdir())
+        raise IntqError(
+            f"{source} is no checkpoint: expected a folder written by save_pretrained with {path.name} and "
+            f"{WEIGHTS[0]}, found {few(found, 5) or 'nothing in it'}"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise IntqError(f"{source}: {path.name} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise IntqError(f"{source}: {path.name} holds no JSON object")
+    return value
+
+
+def load_model(folder: Path, name: str, source: str, spare: str | None = None, **options: Any) -> nn.Module:
+    """The transformers class `name` with the weights of a folder, as float32, in evaluation mode, without gradients.
+
+    spare: a pattern of the keys that the file may hold although this class does not use them. options: for
+    from_pretrained. Pickled weights are read as tensors alone: no code in them runs.
+    Raises IntqError when weights are missing, of another shape, left over, NaN or infinite, or not readable.
+    """
+    import torch
+    import transformers
+
+    if not any((folder / file).is_file() for file in WEIGHTS):
+        raise IntqError(f"{source}: has a config.json but no weights: looked for {', '.join(WEIGHTS)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers' advice about its own future
+            model, report = getattr(transformers, name).from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # a damaged file may raise anything on its way through transformers
+        raise IntqError(f"{source}: the weights do not load into {name} ({first_line(error)})") from error
+    for word, keys in (("lack", report["missing_keys"]), ("do not fit", report["mismatched_keys"])):
+        if keys:
+            some = few(sorted(map(str, keys)))
+            raise IntqError(f"{source}: the weights {word} {some} of {name}")
+    unknown = sorted(key for key in report["unexpected_keys"] if spare is None or not re.search(spare, key))
+    if unknown:
+        raise IntqError(f"{source}: the weights hold {few(unknown)}, which {name} with this config.json does not have")
+    model.eval().requires_grad_(False)
+    check_finite(model, source)
+    return model
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raises IntqError when a weight or a buffer of the model is NaN or infinite, naming it."""
+    import torch
+
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise IntqError(
+                f"{source}: {key} holds {count} NaN or infinite values of {value.numel()}: retrain or repair it"
+            )
+
+
+def few(keys: Iterable[str], count: int = 3) -> str:
+    """The first `count` of the keys, and how many more there are."""
+    keys = list(keys)
+    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without its details."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
