@@ -1,0 +1,102 @@
+"""Integer scores as answers to texts: labels, a real number, words with their labels, an embedding."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from intq.errors import IntqError
+from intq.nlp.data import Text
+from intq.nlp.evaluate import Predict, scores
+from intq.nlp.metrics import cosines
+from intq.nlp.tokens import Reader, Word
+
+BATCH = 16
+
+
+def run(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    inputs: Sequence[str],
+    *,
+    top: int,
+    pair: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """What the network says to each text: {"input", "pair" if it is one} and
+
+    of a classification   "top": the best {"label", "index", "score"}; of equal scores the lower class comes first
+    of a regression       "score", integer, and "value", the real number that it means
+    of words              "words": [{"word", "label", "score"}]
+    of an embedding       "embedding": integers; from the second text on "similarity": its cosine with the first
+
+    inputs: texts; "-" stands for the lines of standard input, in which a tab separates a pair. pair: second texts.
+    Raises IntqError for an empty text, and as `Reader.ids`.
+    """
+    texts = _paired(list(_texts(inputs)), pair)
+    said = [{"input": t[0], "pair": t[1]} if isinstance(t, tuple) else {"input": t} for t in texts]
+
+    def where(row: int) -> str:
+        return f"the text {_short(said[row]['input'])!r}"
+
+    for row, parts in enumerate(said):
+        if not all(part.strip() for part in parts.values()):
+            raise IntqError(f"text {row + 1} of {len(said)} is empty: there is nothing to answer")
+    if metadata["head"] == "tokens" and any(isinstance(text, tuple) for text in texts):
+        raise IntqError("the words of a text are labelled, and not those of a pair: leave out --pair")
+    if metadata["head"] == "tokens":
+        ids, words = reader.words(texts, where)
+    else:
+        ids, words = reader.ids(texts, where), [[]] * len(texts)
+    found = scores(predict, ids, reader.padding, BATCH)
+    return [
+        text | _answer(row, own, found[0] if i else None, metadata, top)
+        for i, (text, row, own) in enumerate(zip(said, found, words, strict=True))
+    ]
+
+
+def _answer(
+    row: np.ndarray, words: Sequence[Word], first: np.ndarray | None, metadata: Mapping[str, Any], top: int
+) -> dict[str, Any]:
+    if metadata["head"] == "classification":
+        return {"top": answer(row, metadata, top)}
+    if metadata["head"] == "regression":
+        return {"score": int(row.item()), "value": row.item() * metadata["scale"]}
+    if metadata["head"] == "tokens":
+        best = [answer(row[word.token], metadata, 1)[0] for word in words]
+        return {
+            "words": [
+                {"word": word.text, "label": own["label"], "score": own["score"]}
+                for word, own in zip(words, best, strict=True)
+            ]
+        }
+    return {"embedding": row.tolist()} | ({"similarity": float(cosines(first, row))} if first is not None else {})
+
+
+def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
+    """The `top` best classes of one row of integer scores; of equal scores the lower class comes first."""
+    best = np.argsort(-scores.astype(np.int64), kind="stable")[:top]
+    return [{"label": metadata["labels"][i], "index": int(i), "score": int(scores[i])} for i in best]
+
+
+def _texts(inputs: Iterable[str]) -> Iterable[str | tuple[str, str]]:
+    for text in inputs:
+        if text != "-":
+            yield text
+            continue
+        for line in sys.stdin:
+            first, tab, second = line.rstrip("\r\n").partition("\t")
+            yield (first, second) if tab else first
+
+
+def _paired(texts: list[str | tuple[str, str]], pair: Sequence[str]) -> list[Text]:
+    if pair and (len(pair) != len(texts) or any(isinstance(text, tuple) for text in texts)):
+        raise IntqError(f"--pair gives each text its second one: found {len(texts)} texts and {len(pair)} for pairs")
+    return list(zip(texts, pair, strict=True)) if pair else texts
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,267 @@
+"""Text as the commands see it (the functions that :mod:`intq.domains` lists): classes, scores, words' labels, embeddings.
+
+Importing this module needs NumPy alone; transformers (the tokenizer) and torch come in with what uses them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intq import artifact
+from intq.errors import IntqError
+from intq.graph import Graph
+from intq.nlp import answers, tasks
+from intq.nlp import data as examples_of
+from intq.nlp.data import Examples
+from intq.nlp.evaluate import KINDS, Predict, Progress, check_head
+from intq.nlp.evaluate import evaluate as judged
+from intq.nlp.tokens import Reader, batches, load_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from intq.nlp.checkpoint import Checkpoint
+
+TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
+OPTIONS = ("task", "pair", "truncate", "float")
+INPUT = "TEXT"
+BATCH = 16
+
+
+def names() -> tuple[str, ...]:
+    """The architectures that `random` builds."""
+    from intq.nlp.models import ARCHITECTURES
+
+    return tuple(ARCHITECTURES)
+
+
+def load(source: str) -> Checkpoint:
+    """The trained network in a folder written by save_pretrained, or of a hub id."""
+    from intq.nlp.checkpoint import load
+
+    return load(source)
+
+
+def random(name: str, seed: int) -> Checkpoint:
+    """The architecture `name` at full size with random weights; it has no tokenizer."""
+    from intq.nlp.checkpoint import random
+
+    return random(name, seed)
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `reader`, `run` and `evaluate` need, as JSON: it travels in the graph."""
+    return {
+        "domain": "nlp",
+        "model": checkpoint.name,
+        "source": checkpoint.source,
+        "head": checkpoint.head,
+        "labels": list(checkpoint.labels),
+        "padding": checkpoint.padding,
+        "longest": checkpoint.longest,
+        "vocabulary": checkpoint.vocabulary,
+    }
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the tokenizer into an artifact. Random weights have none."""
+    if checkpoint.tokenizer is not None:
+        save_tokenizer(checkpoint.tokenizer, folder)
+
+
+def reader(source: Path | Checkpoint, metadata: Mapping[str, Any], truncate: bool = False) -> Reader:
+    """From texts to token ids, by the tokenizer of an artifact or of a checkpoint."""
+    tokenizer = load_tokenizer(source) if isinstance(source, Path) else source.tokenizer
+    return Reader(tokenizer, metadata["padding"], metadata["longest"], metadata["vocabulary"], truncate)
+
+
+def network(checkpoint: Checkpoint) -> Predict:
+    """The float network on the same ids: int32 (n, s) -> float32 scores."""
+    import torch
+
+    def predict(ids: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return checkpoint.model(torch.from_numpy(ids)).numpy()
+
+    return predict
+
+
+# ---- quantize ----------------------------------------------------------------------------------------------------
+
+
+def calibration(
+    checkpoint: Checkpoint, data: str | None, task: str | None, samples: int, seed: int
+) -> list[np.ndarray]:
+    """Batches of ids int32 (n, s): texts chosen at random from the data, or random ids when there is none.
+
+    data, task: as `evaluate` takes them; labels are not needed. A text that is too long is cut.
+    """
+    if data is None and task is None:
+        return _random_ids(checkpoint, samples, seed)
+    if task is not None:
+        known = tasks.task(task)
+        check_head(known, metadata(checkpoint))
+        examples = examples_of.training(known, data)
+    else:
+        examples = examples_of.own(data, checkpoint.head, "train", labelled=False)
+    examples = examples.sample(samples, seed)
+    if checkpoint.head == "embedding":  # the network sees the texts of a pair one by one
+        single = [text for pair in examples.texts for text in (pair if isinstance(pair, tuple) else (pair,))]
+        examples = replace(examples, texts=single[:samples])
+    rows = reader(checkpoint, metadata(checkpoint), truncate=True).ids(examples.texts, examples.where)
+    return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
+
+
+def _random_ids(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndarray]:
+    """Texts of random length up to 128 tokens, none of which is the padding id."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(2, min(128, checkpoint.longest), samples, endpoint=True)
+    allowed = np.delete(np.arange(checkpoint.vocabulary, dtype=np.int32), checkpoint.padding)
+    rows = [generator.choice(allowed, length) for length in lengths]
+    return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    data: str | None,
+    *,
+    task: str | None = None,
+    samples: int,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Graph:
+    """The integer network of a checkpoint, calibrated on the data, with all it needs but the tokenizer (`save`)."""
+    from intq.quantize import quantize
+
+    ids = calibration(checkpoint, data, task, samples, seed)
+    options = {"functions": checkpoint.functions, **options}
+    graph = quantize(
+        checkpoint.model,
+        ids,
+        vocabulary=checkpoint.vocabulary,
+        longest=checkpoint.longest,
+        padding=checkpoint.padding,
+        seed=seed,
+        progress=progress,
+        **options,
+    )
+    scale = graph.values[graph.outputs[0]].scale
+    known = {"task": tasks.task(task).name} if task else {}
+    return replace(graph, metadata={**graph.metadata, **metadata(checkpoint), "scale": scale, **known})
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------
+
+
+def run(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    inputs: Sequence[str],
+    *,
+    top: int,
+    pair: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """What the network says to each text, or each text with its second one in `pair`: :mod:`intq.nlp.answers`."""
+    return answers.run(predict, reader, metadata, inputs, top=top, pair=pair)
+
+
+# ---- eval --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    data: str | None,
+    *,
+    task: str | None = None,
+    beside: Predict | None = None,
+    limit: int | None,
+    batch: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """{"task", "examples", "metrics"} of a network on labelled texts.
+
+    data: with `task`, one of GLUE's, the folder of its official files or None for the hub's; otherwise a user's file
+    or the name of a data set of the hub. beside: another network with the same head, which adds its metrics as
+    "float", and for classes "same": the share of examples (or words) to which both give the same class.
+    """
+    if task is None:
+        if data is None:
+            raise IntqError(
+                f"no data: give --data a file with texts and labels, or name one of GLUE's tasks with --task "
+                f"({', '.join(tasks.TASKS)}, {tasks.GLUE})"
+            )
+        kind, wanted, sets = KINDS[metadata["head"]], (), {"": examples_of.own(data, metadata["head"])}
+    else:
+        known = tasks.task(task)
+        check_head(known, metadata)
+        kind, wanted, sets = known.name, known.metrics, examples_of.held_out(known, data)
+    sets = {ending: examples.sample(limit) if limit else examples for ending, examples in sets.items()}
+    value: dict[str, Any] = {"task": kind, "examples": sum(map(len, sets.values()))}
+    given = {}
+    for key, network in (("metrics", predict), *((("float", beside),) if beside else ())):
+        value[key], given[key] = _judged(network, reader, metadata, sets, wanted, batch, progress)
+    if beside and metadata["head"] in ("classification", "tokens"):
+        value["same"] = float(np.mean(given["metrics"] == given["float"]))
+    return value
+
+
+def _judged(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    sets: Mapping[str, Examples],
+    wanted: Sequence[str],
+    batch: int,
+    progress: Progress | None,
+) -> tuple[dict[str, float], np.ndarray]:
+    """The metrics of all sets, each named with the set's ending, and the answers to all examples (or words)."""
+    found: dict[str, float] = {}
+    all_given: list[Any] = []
+    for ending, examples in sets.items():
+        metrics, given = judged(predict, reader, metadata, examples, wanted, batch, progress)
+        found |= {name + ending: value for name, value in metrics.items()}
+        all_given += [np.atleast_1d(item) for item in given]
+    return found, np.concatenate(all_given)
+
+
+def members(folder: Path) -> dict[str, Path]:
+    """The artifacts or checkpoints in a folder by the task of GLUE that each is for, in GLUE's order.
+
+    An artifact remembers the task that it was quantized for; otherwise the folder's name tells: "sst2", "SST-2-int8".
+    An artifact itself is the only member. Raises IntqError when there are none, or two for one task.
+    """
+    places = [folder] if artifact.is_artifact(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
+    found: dict[str, Path] = {}
+    for path in places:
+        name = _task_of(path)
+        if name in found:
+            raise IntqError(f"{found[name]} and {path} are both for the task {name}: keep one of them in {folder}")
+        if name:
+            found[name] = path
+    if not found:
+        raise IntqError(
+            f"{folder}: no folder in it is for a task of GLUE: expected artifacts made with `intq quantize --task`, or "
+            f"folders named after the tasks ({', '.join(tasks.TASKS)})"
+        )
+    return {name: found[name] for name in tasks.TASKS if name in found}
+
+
+def _task_of(path: Path) -> str | None:
+    if artifact.is_artifact(path):
+        remembered = json.loads((path / artifact.GRAPH_FILE).read_text(encoding="utf-8"))["metadata"].get("task")
+        if remembered:
+            return remembered
+    parts = re.split(r"[-_.]", path.resolve().name.lower())
+    words = {*parts, *map("".join, pairwise(parts))}  # SST-2 is two parts
+    named = [name for name in tasks.TASKS if name in words]
+    return named[0] if len(named) == 1 else None
