@@ -3,7 +3,7 @@
 Sums of products run as float32 convolutions and matrix products. A float32 product of an 8-bit value and a weight is
 an integer, and float32 adds integers exactly, in any order, while every partial sum stays within 2**24. So the input
 channels are split into runs for which the weights themselves prove that (one or two runs for a trained layer), and the
-runs are added as integers.
+runs are added as integers. Attention's products of 8 bits are float32 while their count proves the same.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from intq.graph import Graph, Node
 from intq.ops import OPS
-from intq.ops.op import window_shape
+from intq.ops.attention import ZERO_POINT
+from intq.ops.op import Attrs, window_shape
 from intq.value import DTYPE_RANGE, Value, check_inputs
 
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
+LARGEST_PRODUCT = 2**15  # of two values of 8 bits, one of them signed
 CACHED_ELEMENTS = 2**15  # of int64, per thread: a body's few temporaries of them stay in a core's second-level cache
 
 Tensors = dict[str, Tensor]
@@ -43,6 +45,41 @@ class TorchDialect:
     @staticmethod
     def lookup(table: Tensor, x: Tensor) -> Tensor:
         return table[x.to(torch.int64)]
+
+    @staticmethod
+    def shift_left(x: Tensor, places: int) -> Tensor:
+        return x << places
+
+    @staticmethod
+    def low_bits(x: Tensor, count: int) -> Tensor:
+        return x & ((1 << count) - 1)
+
+    @staticmethod
+    def narrow(x: Tensor) -> Tensor:
+        return x.to(torch.int32)
+
+    @staticmethod
+    def within(x: Tensor, low: int, high: int) -> Tensor:
+        """Proven on paper; the reference, which every run of this backend can be compared with, checks it."""
+        return x
+
+    @staticmethod
+    def matmul(a: Tensor, b: Tensor, terms: int) -> Tensor:
+        """(..., i, k) x (..., k, j), values of 8 bits: exact in float32 up to k = 512."""
+        dtype = torch.float32 if a.shape[-1] * LARGEST_PRODUCT <= EXACT_FLOAT32 else torch.float64
+        return (a.to(dtype) @ b.to(dtype)).to(torch.int32)
+
+    @staticmethod
+    def swap(x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+    @staticmethod
+    def row_max(x: Tensor) -> Tensor:
+        return x.amax(-1, keepdim=True)
+
+    @staticmethod
+    def row_sum(x: Tensor, terms: int) -> Tensor:
+        return x.sum(-1, keepdim=True, dtype=x.dtype)
 
     @staticmethod
     def pad2d(x: Tensor, padding, value: Tensor) -> Tensor:
@@ -169,36 +206,82 @@ def _max2d(x: Tensor, node: Node, constants: Tensors) -> Tensor:
     return F.max_pool2d(x, a["kernel"], a["stride"]).permute(0, 2, 3, 1)
 
 
+def _tokens(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, mask = (x.to(dtype) for x in inputs)
+    return (x * mask[..., None]).sum(1, dtype=dtype), mask.sum(1, keepdim=True, dtype=dtype)
+
+
+def _attention(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(n, tokens, heads * size) -> (n, heads, tokens, size) without the zero point; :func:`arranged` takes it back."""
+    size = (node.attrs["heads"], node.attrs["size"])
+    split = [(x.to(dtype) - ZERO_POINT).unflatten(-1, size).transpose(1, 2) for x in inputs[:3]]
+    return (*split, *(mask.to(dtype)[:, None, None, :] for mask in inputs[3:]))
+
+
+def embedding_rows(ids: Tensor, attrs: Attrs) -> tuple[Tensor, Tensor]:
+    """Which rows of the position's and of the segment's table each token takes, (n, tokens) or (1, tokens)."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    if attrs["positions"] == "counted":
+        token = ids != attrs["padding"]
+        positions = attrs["padding"] + token.cumsum(1) * token
+    separator = ids == attrs["separator"]
+    return positions, separator.cumsum(1) - separator.long()
+
+
+def _embedding(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    ids = inputs[0].long()
+    positions, segments = embedding_rows(ids, node.attrs)
+    rows = {"word": ids, "position": positions, "segment": segments.clamp(max=len(constants["segment"]) - 1)}
+    word, position, segment = (constants[table][row].to(dtype) for table, row in rows.items())
+    return word, constants["word_multiplier"][ids][..., None].to(dtype), position, segment
+
+
 CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
 WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
+TEXTS = {"tokens": _tokens, "attention": _attention, "embedding": _embedding}
 
 
 def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The operands of a node's body, integers in any type; a contraction's runs are added up in ``dtype``."""
+    """The operands of a node's body, integers in any type; what a loop adds up is added up in ``dtype``."""
     loop, (x, *further) = OPS[node.op].loop, inputs
     if loop in CONTRACTIONS:
-        x = CONTRACTIONS[loop](x, runs, node, constants, dtype)
-    elif loop in WINDOWS:
-        x = WINDOWS[loop](x, node, constants)
-    return (x, *further)
+        return (CONTRACTIONS[loop](x, runs, node, constants, dtype), *further)
+    if loop in WINDOWS:
+        return (WINDOWS[loop](x, node, constants),)
+    if loop in TEXTS:
+        return TEXTS[loop](inputs, node, constants, dtype)
+    return tuple(inputs)
+
+
+def arranged(node: Node, result: Tensor) -> Tensor:
+    """A body's result in the layout of the node's output: attention's heads side by side again."""
+    return result.transpose(1, 2).flatten(2) if OPS[node.op].loop == "attention" else result
 
 
 def exact_result(node: Node, operands, constants: Tensors) -> Tensor:
-    """The node's integers in its dtype: its body on int64 operands (what is proven to fit int32 does not change)."""
+    """The node's integers in its dtype: its body on integer operands, in blocks that stay in a core's cache."""
     op, dtype = OPS[node.op], getattr(torch, node.output.dtype)
-
-    def body(*operands: Tensor) -> Tensor:
-        return op.body(TorchDialect, tuple(x.to(torch.int64) for x in operands), constants, node.attrs).to(dtype)
-
     if op.loop == "move":
         return op.body(TorchDialect, operands, constants, node.attrs)
-    if op.loop not in CONTRACTIONS or operands[0].device.type != "cpu":
-        return body(*operands)
-    # A contraction's constants are per channel: rows of channels go by in blocks that stay in the cache.
-    channels = operands[0].shape[-1]
-    step = -(-CACHED_ELEMENTS * torch.get_num_threads() // channels)
-    blocks = zip(*(x.reshape(-1, channels).split(step) for x in operands), strict=True)
-    return torch.cat([body(*block) for block in blocks]).reshape(operands[0].shape)
+    # What is proven to fit int32 does not change in int64. Attention's many scores profit from the narrower type.
+    width = torch.int32 if op.loop == "attention" else torch.int64
+
+    def body(*operands: Tensor) -> Tensor:
+        return op.body(TorchDialect, tuple(x.to(width) for x in operands), constants, node.attrs).to(dtype)
+
+    first = operands[0]
+    if first.device.type != "cpu" or op.loop not in (*CONTRACTIONS, "attention"):
+        return arranged(node, body(*operands))
+    if op.loop == "attention":  # a sentence's heads are independent
+        batch, tokens = first.shape[:2], first.shape[2]
+        operands = [x.expand(*batch, -1, -1).flatten(0, 1) for x in operands]
+        elements = tokens * tokens
+    else:  # a contraction's constants are per channel
+        operands = [x.flatten(0, -2) for x in operands]
+        elements = first.shape[-1]
+    step = -(-CACHED_ELEMENTS * torch.get_num_threads() // elements)
+    blocks = zip(*(x.split(step) for x in operands), strict=True)
+    return arranged(node, torch.cat([body(*block) for block in blocks]).reshape(first.shape))
 
 
 def tensors_of(constants) -> Tensors:
