@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,14 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     return value
 
 
-def load_model(folder: Path, name: str, source: str, spare: str | None = None, **options: Any) -> nn.Module:
+def load_model(
+    folder: Path, name: str, source: str, *, spare: str | None = None, optional: str | None = None, **options: Any
+) -> nn.Module:
     """The transformers class `name` with the weights of a folder, as float32, in evaluation mode, without gradients.
 
-    spare: a pattern of the keys that the file may hold although this class does not use them. options: for
-    from_pretrained. Pickled weights are read as tensors alone: no code in them runs.
+    spare: a pattern of the keys that the file may hold although this class does not use them; optional: of those that
+    it may lack although this class has them. options: for from_pretrained.
+    Pickled weights are read as tensors alone: no code in them runs.
     Raises IntqError when weights are missing, of another shape, left over, NaN or infinite, or not readable.
     """
     import torch
@@ -73,8 +77,7 @@ def load_model(folder: Path, name: str, source: str, spare: str | None = None, *
     if not any((folder / file).is_file() for file in WEIGHTS):
         raise IntqError(f"{source}: has a config.json but no weights: looked for {', '.join(WEIGHTS)}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers' advice about its own future
+        with _quiet():
             model, report = getattr(transformers, name).from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -85,16 +88,38 @@ def load_model(folder: Path, name: str, source: str, spare: str | None = None, *
             )
     except Exception as error:  # a damaged file may raise anything on its way through transformers
         raise IntqError(f"{source}: the weights do not load into {name} ({first_line(error)})") from error
-    for word, keys in (("lack", report["missing_keys"]), ("do not fit", report["mismatched_keys"])):
-        if keys:
-            some = few(sorted(map(str, keys)))
-            raise IntqError(f"{source}: the weights {word} {some} of {name}")
-    unknown = sorted(key for key in report["unexpected_keys"] if spare is None or not re.search(spare, key))
-    if unknown:
+    if missing := _others(report["missing_keys"], optional):
+        raise IntqError(f"{source}: the weights lack {few(missing)} of {name}")
+    if wrong := _others(report["mismatched_keys"], None):
+        raise IntqError(f"{source}: the weights do not fit {few(wrong)} of {name}")
+    if unknown := _others(report["unexpected_keys"], spare):
         raise IntqError(f"{source}: the weights hold {few(unknown)}, which {name} with this config.json does not have")
     model.eval().requires_grad_(False)
     check_finite(model, source)
     return model
+
+
+def _others(keys: Iterable, pattern: str | None) -> list[str]:
+    """Those of the keys that the pattern does not excuse."""
+    return sorted(str(key) for key in keys if pattern is None or not re.search(pattern, str(key)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, its report of keys (an error here says it) and advice about its future."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_finite(model: nn.Module, source: str) -> None:

@@ -1,0 +1,77 @@
+"""Hugging Face `ibert` checkpoints (Kim et al., I-BERT, 2021): RoBERTa's weights, with learned activation ranges.
+
+I-BERT simulates integers in floating point around RoBERTa's own modules. Without that simulation its network computes
+exactly what a RoBERTa of the same weights does, so it becomes one; what its QuantAct modules have learned in training,
+the range of each activation, is kept beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from intq.errors import IntqError
+from intq.pretrained import few
+
+# Where I-BERT's QuantAct observes: the module of RoBERTa whose own value that is. A sum of a branch and its residual
+# is the value that `attention.output` and `output` compute themselves, the context that of `attention.self`.
+# embeddings_act1 is missing: it observes two different sums, and the tables bound the last one exactly.
+_OBSERVED = {
+    "embeddings.output_activation": "embeddings.LayerNorm",
+    "attention.self.query_activation": "attention.self.query",
+    "attention.self.key_activation": "attention.self.key",
+    "attention.self.value_activation": "attention.self.value",
+    "attention.self.output_activation": "attention.self",
+    "attention.output.ln_input_act": "attention.output",
+    "attention.output.output_activation": "attention.output.LayerNorm",
+    "intermediate.output_activation": "intermediate.intermediate_act_fn",
+    "output.ln_input_act": "output",
+    "output.output_activation": "output.LayerNorm",
+}
+_UNTRAINED = 1e-5  # the bounds -1e-5 and 1e-5 that a QuantAct starts from
+# What the simulation keeps beside the weights.
+SIMULATION = (
+    r"(_integer|_scaling_factor|\.shift|\.x_min|\.x_max|\.act_scaling_factor)$|(^|\.)position_ids$|(^|\.)pooler\."
+)
+
+
+def as_roberta(model: nn.Module, source: str) -> nn.Module:
+    """The RoBERTa with the weights of an IBertFor..., and the same head; in evaluation mode, without gradients.
+
+    Raises IntqError when the weights do not fit.
+    """
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    name = type(model).__name__.replace("IBert", "Roberta", 1)
+    options = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "dtype")}
+    config = transformers.RobertaConfig(**options)
+    with no_init_weights():
+        roberta = getattr(transformers, name)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    state = {re.sub("^ibert\\.", "roberta.", key): value for key, value in model.state_dict().items()}
+    expected = roberta.state_dict()
+    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
+    if wrong:
+        raise IntqError(f"{source}: the weights of {type(model).__name__} lack {few(wrong)}, which {name} needs")
+    roberta.load_state_dict({key: state[key] for key in expected})
+    return roberta.eval().requires_grad_(False)
+
+
+def learned_ranges(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[float, float]]:
+    """{module of the RoBERTa: (low, high)} of the values whose ranges an ibert network has learned.
+
+    state: of the IBertFor...; prefix: before the modules' names. Empty where it was never trained with quant_mode.
+    """
+    ranges = {}
+    for key, low in state.items():
+        match = re.fullmatch(r"(?:ibert\.)?((?:encoder\.layer\.\d+\.)?)(.+)\.x_min", key)
+        if match is None or match[2] not in _OBSERVED:
+            continue
+        bounds = float(low), float(state[key.removesuffix("x_min") + "x_max"])
+        if bounds[0] < -_UNTRAINED or bounds[1] > _UNTRAINED:
+            base = "roberta." if key.startswith("ibert.") else ""
+            ranges[f"{prefix}{base}{match[1]}{_OBSERVED[match[2]]}"] = bounds
+    return ranges
