@@ -117,7 +117,19 @@ class TvmDialect:
 
     @staticmethod
     def lookup(table, x: Vector) -> Vector:
-        return table(x)
+        """``table``: what its kernel makes of it, such as :func:`intq.kernels.cpu.lanes.table`."""
+        return table(x.clamped())
+
+    @staticmethod
+    def low_bits(x: Vector, count: int) -> Vector:
+        """x modulo ``2**count``."""
+        return x._operate((1 << count) - 1, lambda a, b: a & b)
+
+    @staticmethod
+    def narrow(x: Vector) -> Vector:
+        """int32 of int64, which must hold its value."""
+        x = x.clamped()
+        return low_words(x) if x.dtype == "int64" else x
 
     @staticmethod
     def clamp(x: Vector, low: int, high: int) -> Vector:

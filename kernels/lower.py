@@ -12,8 +12,9 @@ from intq.graph import Graph, Node
 from intq.kernels import pack
 from intq.kernels.cpu import move, pool
 from intq.kernels.cpu.constants import Channelwise, Uniform
-from intq.kernels.cpu.contract import Epilogue, contraction
+from intq.kernels.cpu.contract import contraction
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
+from intq.kernels.cpu.epilogue import Epilogue
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
@@ -82,8 +83,7 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     rescale = pack.rescale_of(node, inputs)
     finish = Epilogue(
         OPS[node.op].body,
-        node.attrs["low"],
-        node.attrs["high"],
+        node.attrs,
         node.output.dtype,
         residual,
         rescale.lift,
@@ -107,7 +107,7 @@ def _avg_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     x, channels = inputs[0], inputs[0].channels
     plan = Plan(isa, "depthwise", x.shape[1:], a["kernel"], a["stride"], a["padding"], (1, 1), channels, channels)
     if rescale.constants["multiplier"].ndim == 0 and sums_by_product(plan, x.dtype):
-        finish = Epilogue(body, a["low"], a["high"], node.output.dtype, None, 0, Uniform(rescale))
+        finish = Epilogue(body, a, node.output.dtype, None, 0, Uniform(rescale))
         return avg_pool("kernel", plan, finish, {"x": x.shape, "out": node.output.shape})
     return pool.avg_pool("kernel", ISAS[isa], body, a, rescale, _tensor(x), _tensor(node.output))
 

@@ -9,12 +9,14 @@ import numpy as np
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
-from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.value import DTYPE_RANGE, Value
 
 HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 32-bit shift by the rest
 PER_CHANNEL = ("multiplier", "residual_multiplier", "offset")  # the fields of a packed run, in order; the shift is last
 PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
+
+NO_RESCALE = ("weight", "pad_value", "table", "curve")  # constants that are none of a rescale's
 
 Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
 
@@ -31,6 +33,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].size > 1:
         row = tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural))
         out = [epilogue(rescale_of(node, inputs), [(0, row)])]
+    if "curve" in constants:
+        out.append(constants["curve"].ravel())
     if node.op == "pad" or any(node.attrs.get("padding", ())):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
@@ -53,6 +57,8 @@ def output_blocks(plan: Plan) -> Blocks:
 def weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
     """(co, kh, kw, ci) int8 -> flat int8: per group, per block of columns, k by k in the plan's order."""
     rows = weight.reshape(plan.groups, plan.columns, -1)
+    if plan.mode == "dense":
+        rows = np.pad(rows, ((0, 0), (0, -plan.columns % DOUBLE.width), (0, 0)))
     if not np.array_equal(plan.k_order, np.arange(rows.shape[-1])):
         rows = np.concatenate([rows, np.zeros_like(rows[..., :1])], axis=-1)[..., plan.k_order]  # k = -1 is zero
     return np.concatenate([_block(plan, rows[g], at, block) for g in range(plan.groups) for at, block in plan.blocks])
@@ -106,7 +112,9 @@ class Rescale:
 
 def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
     """Whether and how a node's rescale reaches the high word."""
-    constants = {name: array for name, array in node.constants.items() if name not in ("weight", "pad_value", "table")}
+    constants = {name: array for name, array in node.constants.items() if name not in NO_RESCALE}
+    if not constants:
+        return Rescale({}, 0, 0)
     if "weight" not in node.constants:
         constants = {name: array.reshape(()) if array.size == 1 else array for name, array in constants.items()}
     least = int(constants["shift"].min())
@@ -120,7 +128,7 @@ def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
     if "weight" in node.constants:
         multiplier = np.abs(constants["multiplier"].astype(np.int64)).max() < 2 ** (31 - lift)
     else:
-        multiplier = node.op in ("add", "requantize")
+        multiplier = node.op in ("add", "requantize", "curve")
     if not (narrow and offset and multiplier):
         return Rescale(constants, 0, 0)
     constants |= {"offset": constants["offset"] << lift, "shift": constants["shift"] + (lift - HIGH_WORD)}
@@ -132,7 +140,7 @@ def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
 def epilogue(rescale: Rescale, blocks: Blocks) -> np.ndarray:
     """Per-channel rescale constants -> flat int64: for every run its multipliers, offset and shift, in lane order."""
     channels, base = sum(run.width for _, block in blocks for run in block), rescale.base
-    spread = {name: np.broadcast_to(array, channels).astype(np.int64) for name, array in rescale.constants.items()}
+    spread = {name: _spread(array, channels) for name, array in rescale.constants.items()}
     fields, shift = [spread[name] for name in rescale.fields], spread["shift"]
     out = []
     for at, block in blocks:
@@ -144,6 +152,11 @@ def epilogue(rescale: Rescale, blocks: Blocks) -> np.ndarray:
             else:
                 out.append(shift[here][run.pair_order])
     return np.concatenate(out)
+
+
+def _spread(array: np.ndarray, channels: int) -> np.ndarray:
+    """One int64 for each channel; the last repeated for those that only fill a run."""
+    return np.pad(np.atleast_1d(array), (0, channels - max(1, array.size)), "edge").astype(np.int64)
 
 
 def epilogue_words(run: Run, fields: int, base: int) -> int:

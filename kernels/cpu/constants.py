@@ -26,10 +26,10 @@ class Channelwise:
 
     def load(self, buffer, at, run: Run) -> dict[str, Vector]:
         """A run's constants from ``buffer[at]`` on; bound to names, so that loops inside find them in registers."""
-        count, width = (8, run.part_lanes // 2) if run.quad else (1, run.width)
+        count, width = (8 // run.rows, run.part_lanes // 2) if run.quad else (1, run.width)
 
         def words(start, parts: int) -> tuple:
-            return tuple(T.Bind(buffer[ramp(start + i * width, width)]) for i in range(parts))
+            return tuple(T.Bind(buffer[ramp(start + i * width, width)]) for i in range(parts)) * run.rows
 
         loaded = {}
         for name in self.fields:
@@ -38,7 +38,7 @@ class Channelwise:
         if not self.base:
             loaded["shift"] = Vector(words(at, count), "int64", run.quad)
         elif run.quad:
-            parts = tuple(T.Bind(reinterpret(w, f"int32x{2 * width}")) for w in words(at, 4))
+            parts = tuple(T.Bind(reinterpret(w, f"int32x{2 * width}")) for w in words(at, count // 2))
             loaded["shift"] = Vector(parts, "int32", True)
         else:
             parts = tuple(w.astype("int32" if width == 1 else f"int32x{width}") for w in words(at, 1))
@@ -69,6 +69,8 @@ def uniform(constants: dict, run: Run, base: int) -> dict[str, Vector]:
         count, width = (8, run.part_lanes // 2) if run.quad else (1, run.width)
         return Vector((splat(scalar(value), "int64", width),) * count, "int64", run.quad)
 
+    if not constants:
+        return {}
     out = {name: wide(value) for name, value in constants.items() if name != "shift"}
     shift = scalar(constants["shift"])
     if base:

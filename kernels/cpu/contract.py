@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, scratch, serial, workspace
-from intq.kernels.cpu.constants import Channelwise, Uniform
+from intq.kernels.cpu.dense import dense
+from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.gather import pad_image, window, window_rows
-from intq.kernels.cpu.lanes import accumulated, load, store
+from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
 
 CACHE_LINE = 64  # bytes
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """What follows the sums: an operation's ``body``, the layout of its constants, output and residual dtypes."""
-
-    body: Callable
-    low: int
-    high: int
-    dtype: str
-    residual: str | None
-    lift: int  # of the residual, see intq.kernels.pack.Rescale
-    constants: Channelwise | Uniform
-
-    def residual_of(self, buffer, index, run: Run) -> Vector:
-        return load(buffer, index, run).lifted(self.lift)
-
-    def apply(self, operands: tuple[Vector, ...], constants: dict[str, Vector]) -> Vector:
-        return self.body(TvmDialect, operands, constants, {"low": self.low, "high": self.high})
-
-
 def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple]) -> tirx.PrimFunc:
-    """The kernel (x, [residual], weight, constants, [pad_value], out) of a plan.
+    """The kernel (x, [residual], weight, constants, [curve], [pad_value], out) of a plan.
 
     ``shapes``: of "x", "out" and "residual" as in the graph, of "weight" and "constants" as packed.
     """
@@ -50,55 +30,59 @@ def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tup
     if epilogue.residual:
         arguments.append((shapes["out"], epilogue.residual))
     arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64")]
+    if epilogue.curve:
+        arguments.append(((CURVE * TABLE,), "int32"))
     pads = any(plan.padding)
     if pads:
         arguments.append(((plan.source[2],), "uint8"))
     arguments.append((shapes["out"], epilogue.dtype))
 
     def body(n, x, *rest):
-        residual = rest[0] if epilogue.residual else None
-        weight, constants, *pad_value, out = rest[1:] if epilogue.residual else rest
-        _Writer(plan, epilogue, x, residual, weight, constants, out).write(n, *pad_value)
+        rest = list(rest)
+        residual = rest.pop(0) if epilogue.residual else None
+        weight, constants = rest[:2]
+        curve = rest[2] if epilogue.curve else None
+        buffers = Buffers(x, residual, weight, constants, curve, rest[-1])
+        if plan.mode == "dense":
+            dense(plan, epilogue, buffers)
+        else:
+            _Writer(plan, epilogue, buffers).write(n, rest[-2] if pads else None)
 
     return kernel(name, arguments, body)
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """The buffers of one kernel, and the code over them."""
+    """The code of one kernel over its buffers."""
 
     plan: Plan
     epilogue: Epilogue
-    x: object
-    residual: object
-    weight: object
-    constants: object
-    out: object
+    buffers: Buffers
 
-    def write(self, n, pad_value=None) -> None:
-        plan, tile = self.plan, self.plan.tile_rows
+    def write(self, n, pad_value) -> None:
+        plan, tile, x = self.plan, self.plan.tile_rows, self.buffers.x
         h, w, c = plan.source
         image_bytes = h * w * c
         if plan.mode == "direct":
             with self._region() as acc:
-                self._product(acc, self.x, i64(0), n * plan.image_rows, i64(0), i64(0))
+                self._product(acc, x, i64(0), n * plan.image_rows, i64(0), i64(0))
         elif plan.mode == "rows":
-            rows = self.x.shape[0] // c
+            rows = x.shape[0] // c
             panel = scratch(tile * plan.pitch, "uint8")
             with self._region() as acc, serial((rows + tile - 1) // tile) as block:
                 count = tirx.min(i64(tile), rows - block * tile)
                 with parallel(count, barrier=True) as r:
-                    copy(panel, r * plan.pitch, self.x, (block * tile + r) * c, c)
+                    copy(panel, r * plan.pitch, x, (block * tile + r) * c, c)
                 self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
         else:
             copied, in_columns = any(plan.padding) or plan.overshoots, plan.mode == "columns"
-            padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else self.x
+            padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else x
             shared = in_columns and not plan.gathers_by_tile
             panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if shared else None
             with self._region() as acc, serial(n) as image:
                 at = image * image_bytes
                 if copied:
-                    pad_image(padded, self.x, image, pad_value, plan.source, plan.padding)
+                    pad_image(padded, x, image, pad_value, plan.source, plan.padding)
                     at = i64(0)
                 if not in_columns:
                     self._product(acc, padded, at, plan.image_rows, image, i64(0), barrier=True)
@@ -159,7 +143,7 @@ class _Writer:
         def tile(column, runs, index):
             start = group * weights + index * self.plan.block_bytes(whole)
             constants = group * words + index * self.epilogue.constants.words(whole)
-            arguments = (self.plan, a, at + row * self.plan.pitch, self.weight, T.Bind(start), acc, runs)
+            arguments = (self.plan, a, at + row * self.plan.pitch, self.buffers.weight, T.Bind(start), acc, runs)
             if self.plan.isa_name == "amx" and self.plan.by_columns and runs == whole:
                 micro.amx(*arguments, ahead=self._ahead(tile_number, runs))
             else:
@@ -192,7 +176,7 @@ class _Writer:
         """Rescale a tile of sums, run by run, and store it."""
         plan, width, at = self.plan, padded_width(runs), constants_at
         for run in runs:
-            constants = self.epilogue.constants.load(self.constants, at, run)
+            constants = self.epilogue.load(self.buffers, at, run, plan.isa)
             at = at + self.epilogue.constants.words((run,))
             with serial(count) as r:
                 operands = (accumulated(acc, r * width + run.start, run),)
@@ -208,6 +192,6 @@ class _Writer:
 
     def _emit(self, operands, constants, index, run: Run) -> None:
         index = T.Bind(index)
-        if self.residual is not None:
-            operands += (self.epilogue.residual_of(self.residual, index, run),)
-        store(self.out, index, self.epilogue.apply(operands, constants), run)
+        if self.epilogue.residual:
+            operands += (self.epilogue.residual_of(self.buffers.residual, index, run),)
+        store(self.buffers.out, index, self.epilogue.apply(operands, constants), run)

@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, reinterpret, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
-from intq.kernels.cpu.contract import Epilogue
+from intq.kernels.cpu.epilogue import Epilogue
 from intq.kernels.cpu.gather import pad_image
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.plan import Plan, interleaves

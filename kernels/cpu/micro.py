@@ -41,7 +41,7 @@ def _steps(plan: Plan, body) -> None:
 PREFETCH_L2 = tuple(tirx.const(n, "int32") for n in (0, 2, 1))  # to read; into the second cache; data
 
 
-def amx_configure(height: int, step: int) -> None:
+def amx_configure(height, step: int) -> None:
     """Load the tile shapes, ``height`` rows of A by ``step`` bytes of K; once a thread, before the first product."""
     palette = local(64, "uint8")
     row_bytes = [64] * 4 + [step] * 2 + [64] * 2
@@ -49,7 +49,8 @@ def amx_configure(height: int, step: int) -> None:
     content = [1] + [0] * 15
     content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
     for i, byte in enumerate(content):
-        T.buffer_store(palette, tirx.const(byte, "uint8"), [i64(i)])
+        value = tirx.const(byte, "uint8") if isinstance(byte, int) else byte.astype("uint8")
+        T.buffer_store(palette, value, [i64(i)])
     amx_instruction("ldtilecfg", T.address_of(palette[i64(0)]))
 
 
@@ -60,6 +61,11 @@ def amx_release() -> None:
 
 def amx_instruction(name: str, *arguments) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
+
+
+def prefetch(buffer, at) -> None:
+    """Ask for a cache line; the address may be anything."""
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[at]), *PREFETCH_L2))
 
 
 def tile(number: int):
@@ -87,8 +93,7 @@ def _amx_pair(plan: Plan, a, at, weight, start, count: int, ahead) -> None:
 
     def step(offset, index):
         for line in range(ahead[1] if ahead else 0):
-            place = T.address_of(weight[start + index * (count * 16 * plan.step) + ahead[0] + 64 * line])
-            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", place, *PREFETCH_L2))
+            prefetch(weight, start + index * (count * 16 * plan.step) + ahead[0] + 64 * line)
         for j in range(count):
             where = start + (index * count + j) * (16 * plan.step)
             amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))

@@ -6,7 +6,8 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
            moved by one pixel, so sixteen rows of A are a strided view, tap by tap; rows at the right edge are computed
            and dropped
   columns  anything else: the windows copied out one after another (im2col)
-  rows     linear: up to a tile of rows copied out
+  dense    linear on AMX: the rows of the activation itself, however many, see :mod:`intq.kernels.cpu.dense`
+  rows     linear elsewhere: the rows themselves, or a copy of them where they are fewer than a tile has
   depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS, Isa
-from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.ops.op import window_shape
 from intq.value import Value
 
@@ -79,7 +80,7 @@ class Plan:
 
     @property
     def pitch(self) -> int:
-        if self.mode in ("direct", "flat"):
+        if self.mode in ("direct", "flat", "dense"):
             return self.source[2]
         beyond = self.copy_width - self.copy_run if self.overshoots else 0
         row = max(self.length, self.k + beyond)
@@ -174,6 +175,8 @@ class Plan:
     @property
     def blocks(self) -> list[tuple[int, tuple[Run, ...]]]:
         """(first column, runs) of each block of columns; all but the last are alike."""
+        if self.mode == "dense":
+            return [(at, (DOUBLE,)) for at in range(0, self.columns, DOUBLE.width)]
         width = self.isa.columns
         return [
             (at, tuple(runs(min(width, self.columns - at), self.isa.quads, self.isa.natural)))
@@ -216,8 +219,9 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
 
 
 def linear_plan(isa: str, k: int, co: int) -> Plan:
-    """A linear layer: one row per sample."""
-    return Plan(isa, "rows", (1, 1, k), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, co)
+    """A linear layer: a row for each sample, or each of its tokens."""
+    mode = "dense" if isa == "amx" and k % ISAS[isa].k_quantum == 0 else "rows"
+    return Plan(isa, mode, (1, 1, k), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, co)
 
 
 def tiles(rows: int, tile: int) -> int:

@@ -9,7 +9,7 @@ from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cpu.build import kernel, parallel, parallel_region, ramp, sample_size
 from intq.kernels.cpu.constants import Channelwise, uniform
 from intq.kernels.cpu.isa import Isa
-from intq.kernels.cpu.lanes import load, store
+from intq.kernels.cpu.lanes import CURVE, TABLE, load, store, tables
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import flat_runs, over_runs
 from intq.kernels.pack import Rescale
@@ -18,26 +18,32 @@ from intq.kernels.pack import Rescale
 def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output) -> tirx.PrimFunc:
     """The kernel (inputs..., [packed constants], out). ``inputs``, ``output``: (shape, dtype).
 
-    Constants of shape () become immediates, others are packed. The second input may be 1 where the first is not.
+    Constants of shape () become immediates, others are packed; a body with a curve takes its coefficients after them.
+    The second input may be 1 where the first is not.
     """
     constants, base, lift = rescale.constants, rescale.base, rescale.lift
+    curve = "drop" in attrs
     channelwise = any(array.ndim for array in constants.values())
     length, channels = sample_size(output[0]), output[0][-1]
     arguments = list(inputs)
     layout = Channelwise(rescale.fields, base)
     if channelwise:
         arguments.append(((layout.words(tuple(runs(channels, isa.quads, isa.natural))),), "int64"))
+    if curve:
+        arguments.append(((CURVE * TABLE,), "int32"))
 
     def write(n, *buffers):
         *sources, out = buffers
+        coefficients = sources.pop() if curve else None
         packed = sources.pop() if channelwise else None
         with parallel_region():
+            more = {"curve": tables(coefficients, isa)} if curve else {}
             if not channelwise and all(shape == output[0] for shape, _ in inputs):
 
                 def element(index, run: Run):
                     index = T.Bind(index)
                     operands = tuple(load(s, index, run).lifted(lift) for s in sources)
-                    store(out, index, body(TvmDialect, operands, uniform(constants, run, base), attrs), run)
+                    store(out, index, body(TvmDialect, operands, uniform(constants, run, base) | more, attrs), run)
 
                 flat_runs(n, length, isa, element)
                 return
@@ -55,7 +61,7 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
                         values = layout.load(packed, T.Bind(number + first), run)
                     else:
                         values = uniform(constants, run, base)
-                    result = body(TvmDialect, tuple(operands), values, attrs)
+                    result = body(TvmDialect, tuple(operands), values | more, attrs)
                     store(out, T.Bind(pixel * channels + start), result, run)
 
                 row = runs(channels, isa.quads, isa.natural)
