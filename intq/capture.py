@@ -16,20 +16,26 @@ import torch
 from torch import Tensor
 
 from intq.aten import TAKES, Build, Unsupported
+from intq.aten.text import Derived
 from intq.errors import IntqError
-from intq.floatgraph import BATCH, FloatGraph
+from intq.floatgraph import BATCH, TOKENS, FloatGraph
 
 
 def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
     """The float graph of ``model`` in evaluation mode; ``example`` (batch, ...) gives the input's shape.
 
+    Integers (batch, tokens) are token ids, of any number: the tokens are then the symbolic axis "s" of every shape.
     The model may return a tensor or an object holding one tensor (a Hugging Face output). It is not changed.
     Raises IntqError when the model does not export, returns several tensors, holds NaN or infinite numbers, or uses an
     operation that intq does not take.
     """
     if example.ndim < 2:
         raise IntqError(f"expected an example with a batch axis, got shape {tuple(example.shape)}; add one")
-    program = _export(model, example.detach())
+    tokens = not example.is_floating_point()
+    if tokens and example.ndim != 2:
+        raise IntqError(f"token ids must be (batch, tokens), got shape {tuple(example.shape)}")
+    program = _export(model, example.detach(), tokens)
+    program.graph.eliminate_dead_code()
     signature, constants = program.graph_signature, {**program.state_dict, **program.constants}
     sources = {
         **signature.inputs_to_parameters,
@@ -45,7 +51,10 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
             else:
                 graph_input = node.name
                 values[node] = node.name
-                build.shapes[node.name] = _shape(node.meta["val"], "the input")
+                build.symbols = {str(s): name for s, name in zip(node.meta["val"].shape, (BATCH, TOKENS), strict=False)}
+                build.shapes[node.name] = _shape(build, node.meta["val"])
+                if tokens:
+                    build.ids, build.vocabulary = node.name, _vocabulary(node, values)
         elif node.op == "call_function":
             values[node] = _take(build, node, values)
             for alias in storage.renamed(node, build):
@@ -60,15 +69,27 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
     return _without_unused(graph)
 
 
-def _export(model: torch.nn.Module, example: Tensor):
+def _vocabulary(ids: torch.fx.Node, values: dict) -> int:
+    """The rows of the table that the ids index."""
+    for user in ids.users:
+        if str(user.target).startswith("aten.embedding.") and user.args[1] is ids:
+            return len(values[user.args[0]])
+    raise IntqError("the network takes integers but no embedding reads them; expected token ids, or give float samples")
+
+
+def _export(model: torch.nn.Module, example: Tensor, tokens: bool):
     model = copy.deepcopy(model).eval().float()
-    example = example.to(torch.float32)
+    example = example.to(torch.int64 if tokens else torch.float32)
     example = example[:1].expand(2, *example.shape[1:]).contiguous()  # a batch of one would be taken for a constant
+    axes = {0: torch.export.Dim.DYNAMIC}
+    if tokens:
+        example = example[:, :1].expand(2, 3).contiguous()
+        axes[1] = torch.export.Dim.DYNAMIC
     hint = "write it without control flow on values, keep the batch as the first axis and read its size as x.shape[0]"
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own deprecations
-            return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            return torch.export.export(model, (example,), dynamic_shapes=(axes,))
     except IntqError:
         raise
     except Exception as error:  # torch.export raises many kinds
@@ -83,14 +104,14 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _shape(value: Tensor, where: str) -> tuple:
-    """The shape with the symbolic batch as "n"; the batch must be the first axis alone."""
-    sizes = list(value.shape)
-    symbolic = [not isinstance(s, int) and not str(s).isdigit() for s in sizes]
-    if not symbolic or not symbolic[0] or any(symbolic[1:]) or not str(sizes[0]).isidentifier():
+def _shape(build: Build, value: Tensor) -> tuple:
+    """The shape with the symbolic batch as "n" and the tokens as "s"; the batch must be the first axis alone."""
+    sizes = [s if isinstance(s, int) else int(str(s)) if str(s).isdigit() else str(s) for s in value.shape]
+    shape = tuple(s if isinstance(s, int) else build.symbols.get(s) for s in sizes)
+    if not shape or shape[0] != BATCH or BATCH in shape[1:] or None in shape:
         found = ", ".join(map(str, sizes))
         raise Unsupported(f"its result ({found}) does not keep the batch as its own first axis")
-    return (BATCH, *map(int, sizes[1:]))
+    return shape
 
 
 def _where(node: torch.fx.Node) -> str:
@@ -123,16 +144,21 @@ def _take(build: Build, node: torch.fx.Node, values: dict):
     try:
         if name.startswith("sym_") or not hasattr(target, "_schema"):
             return node.meta.get("val")  # a size or arithmetic on sizes: results carry their own shapes
+        if build.ids and _is_derived(build, node, values):
+            return Derived(lambda ids: _evaluate(node, values, ids, build.ids, {}))
         arguments = _arguments(node, values)
-        if not any(isinstance(values[n], (str, list)) for n in node.all_input_nodes):
+        if not any(isinstance(values[n], (str, list, Derived)) for n in node.all_input_nodes):
             return _constant(target, node, values)
         if base not in TAKES:
             raise Unsupported(
-                "intq has no integer form of it; replace it by one of conv2d, linear, batch_norm, relu and other "
-                "functions of one value, add, mul, cat, pooling, mean, reshape, permute, slice, pad"
+                "intq has no integer form of it; replace it by one of conv2d, linear, batch_norm, layer_norm, "
+                "embedding, scaled_dot_product_attention, relu and other functions of one value, add, mul, cat, "
+                "pooling, mean, reshape, permute, slice, pad"
             )
         meta = node.meta["val"]
-        build.shape = [_shape(v, name) for v in meta] if isinstance(meta, (list, tuple)) else _shape(meta, name)
+        if base == "embedding":  # a position's is (1, tokens, channels): it is made for every sample
+            return TAKES[base](build, **arguments)
+        build.shape = [_shape(build, v) for v in meta] if isinstance(meta, (list, tuple)) else _shape(build, meta)
         return TAKES[base](build, **arguments)
     except Unsupported as reason:
         raise IntqError(f"{at}{base}: {reason}") from None
@@ -142,9 +168,32 @@ def _take(build: Build, node: torch.fx.Node, values: dict):
         raise IntqError(f"{at}{base}: this form ({target}) is not taken; use the plain form of the operation") from None
 
 
+def _is_derived(build: Build, node: torch.fx.Node, values: dict) -> bool:
+    """Whether the ids determine a result: integers and masks made of them, and what depends on their number."""
+    inputs = [values[n] for n in node.all_input_nodes]
+    if "embedding" in str(node.target) or any(isinstance(v, (str, list)) and v != build.ids for v in inputs):
+        return False
+    return any(isinstance(v, (Derived, torch.SymInt)) or v == build.ids for v in inputs if not isinstance(v, Tensor))
+
+
+def _evaluate(node: torch.fx.Node, values: dict, ids: Tensor, name: str, known: dict) -> Any:
+    """What a node that the ids determine is for some ids."""
+    if node in known:
+        return known[node]
+    if isinstance(values.get(node), Tensor):
+        return values[node]
+    if node.op == "placeholder":
+        return ids
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _evaluate(n, values, ids, name, known))
+    known[node] = node.target(*args, **kwargs)
+    return known[node]
+
+
 def _constant(target, node: torch.fx.Node, values: dict):
     """A computation on parameters and sizes alone, done now (weight standardisation, a buffer made in forward)."""
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if "expand" in str(target) and isinstance(args[0], Tensor) and isinstance(args[1][0], torch.SymInt):
+        return args[0]  # a constant for every sample
     flat = torch.utils._pytree.tree_leaves((args, kwargs))
     if any(isinstance(a, torch.SymInt) for a in flat):
         raise Unsupported("a constant may not depend on the batch size")

@@ -1,8 +1,8 @@
 """The float graph: a network as a list of the few operations that intq knows, and its interpreter in torch.
 
-Values are named, channels come second (torch's layout), and the first axis of every shape is the symbolic batch
-``"n"``. Capture writes the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it
-into integers.
+Values are named, channels come second in images (torch's layout) and last elsewhere (:func:`channel_axis`), and the
+first axis of every shape is the symbolic batch ``"n"``; a text's tokens are the symbolic axis ``"s"``. Capture writes
+the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it into integers.
 
 Operations, ``x`` being the first input (``low``/``high``: an optional clamp of the result, default none):
 
@@ -10,7 +10,15 @@ Operations, ``x`` being the first input (``low``/``high``: an optional clamp of 
 conv2d          x [, residual]              weight, bias, [pad (ci,)], [residual_scale (co,)],
                                             [channel_high (co,)]; stride, padding (t, l, b, r), dilation, groups
 linear          x [, residual]              weight, bias; over the last axis
-affine          x                           scale (c,), shift (c,) along axis 1
+affine          x                           scale (c,), shift (c,) along the channel axis
+shift           x (n, tokens, c)            table (tokens, c): x + table
+embedding       ids                         any of word, position, segment (rows, c): the sum of a row of each;
+                                            positions, padding, separator as in :mod:`intq.ops.embedding`
+mask            ids                         padding: 1 where the id is another, else 0; (n, tokens)
+layer_norm      x                           weight, bias; epsilon; over the last axis
+attention       q, k, v [, mask]            heads, scale: softmax(scale q k^T) v per head; (n, tokens, c), or (n, head,
+                                            token, size) as captured
+mean_tokens     x (n, tokens, c), mask      the mean over the tokens that the mask keeps
 add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
 clamp           x                           low, high
 function        x                           function (name), arguments; or body: nodes computing it from ``"x"``
@@ -39,7 +47,7 @@ from torch import Tensor
 
 from intq.functions import FUNCTIONS
 
-BATCH = "n"
+BATCH, TOKENS = "n", "s"
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,19 @@ class FloatGraph:
         )
 
 
+def channel_axis(rank: int) -> int:
+    """Where the channels of a value of this rank are: second in an image (n, c, h, w), last otherwise."""
+    return 1 if rank == 4 else rank - 1
+
+
 def per_channel(values: Tensor, rank: int) -> Tensor:
-    """(c,) -> (1, c, 1, ...) of the given rank, to broadcast along axis 1."""
-    return values.reshape((1, -1) + (1,) * (rank - 2))
+    """(c,) in the given rank, to broadcast along the channel axis."""
+    return values.reshape([-1 if axis == channel_axis(rank) else 1 for axis in range(rank)])
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """A value as (c, everything else)."""
+    return x.movedim(channel_axis(x.ndim), 0).flatten(1)
 
 
 def pad2d(x: Tensor, padding: tuple[int, int, int, int], value: Tensor | None = None) -> Tensor:
@@ -196,10 +214,57 @@ def _pad(node: FloatNode, x: Tensor) -> Tensor:
     return F.pad(x, [p for pair in reversed(node.attrs["padding"]) for p in pair], value=node.attrs["value"])
 
 
+def token_positions(ids: Tensor, attrs: Mapping) -> Tensor:
+    """(n or 1, tokens): the row of the position table that each token takes (see :mod:`intq.ops.embedding`)."""
+    if attrs.get("positions") != "counted":
+        return torch.arange(ids.shape[1], device=ids.device)[None]
+    token = (ids != attrs["padding"]).long()
+    return attrs["padding"] + token.cumsum(1) * token
+
+
+def _embedding(node: FloatNode, ids: Tensor) -> Tensor:
+    total, ids = 0.0, ids.long()
+    for name, table in node.parameters.items():
+        if name == "position":
+            rows = table[token_positions(ids, node.attrs)]
+        elif name == "segment":
+            ends = (ids == node.attrs.get("separator", -1)).long()
+            rows = table[(ends.cumsum(1) - ends).clamp(max=len(table) - 1)]
+        else:
+            rows = table[ids]
+        total = total + rows
+    return total
+
+
+def _layer_norm(node: FloatNode, x: Tensor) -> Tensor:
+    weight, bias = node.parameters["weight"].to(x), node.parameters["bias"].to(x)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, node.attrs["epsilon"])
+
+
+def _attention(node: FloatNode, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    shape, heads = q.shape, node.attrs["heads"]
+    if q.ndim == 3:
+        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (n, head, token, size)
+    kept = None if mask is None else (mask > 0)[:, None, None]
+    y = F.scaled_dot_product_attention(q, k, v, kept, scale=node.attrs["scale"])
+    return y.transpose(1, 2).reshape(shape) if len(shape) == 3 else y
+
+
+def _mean_tokens(node: FloatNode, x: Tensor, mask: Tensor) -> Tensor:
+    weight = mask.to(x)[:, :, None]
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
 _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "conv2d": _contract,
     "linear": _contract,
     "affine": _affine,
+    "shift": lambda node, x: x + node.parameters["table"].to(x),
+    "embedding": _embedding,
+    "mask": lambda node, ids: (ids != node.attrs["padding"]).float(),
+    "layer_norm": _layer_norm,
+    "attention": _attention,
+    "mean_tokens": _mean_tokens,
     "add": lambda node, a, b: a + b,
     "mul": lambda node, a, b: a * b,
     "clamp": lambda node, x: x,
@@ -208,7 +273,7 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "max_pool2d": _max_pool2d,
     "mean": lambda node, x: x.mean((2, 3), keepdim=node.attrs["keepdim"]),
     "concat": lambda node, *xs: torch.cat(xs, node.attrs["axis"]),
-    "reshape": lambda node, x: x.reshape(x.shape[0], *node.shape[1:]),
+    "reshape": lambda node, x: x.reshape(x.shape[0], *(-1 if isinstance(d, str) else d for d in node.shape[1:])),
     "permute": lambda node, x: x.permute(node.attrs["order"]),
     "slice": _slice,
     "pad": _pad,

@@ -15,6 +15,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "hardswish": F.hardswish,
     "tanh": torch.tanh,
     "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu": F.leaky_relu,
     "elu": torch.ops.aten.elu,
     "selu": F.selu,

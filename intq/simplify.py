@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from intq.floatgraph import FloatGraph, FloatNode
+from intq.transformer import merge_embeddings, merge_heads
 
 _FUSES_CLAMP = {"conv2d", "linear", "add", "mul", "affine", "avg_pool2d", "mean", "clamp"}
 _CONTRACTIONS = {"conv2d", "linear"}
@@ -24,6 +25,8 @@ def simplify(graph: FloatGraph) -> FloatGraph:
         _drop_last_softmax,
         _drop_expansions,
         _merge_reshapes,
+        merge_embeddings,
+        merge_heads,
         _compose_functions,
         _pads_to_convolutions,
         _affine_of_concat,
@@ -226,7 +229,7 @@ def _fold_affine_backward(graph: FloatGraph) -> FloatGraph:
             before is None
             or _clamps(before)
             or len(before.inputs) > 1
-            or (before.op == "linear" and len(node.shape) > 2)
+            or (before.op == "linear" and len(node.shape) == 4)
         ):
             r.put(node)
             continue
@@ -337,7 +340,7 @@ def _fold_affine_forward(graph: FloatGraph) -> FloatGraph:
             own = {k: node.parameters[k].double() for k in ("scale", "shift")}
             new = {"scale": own["scale"] * scale, "shift": own["scale"] * shift + own["shift"]}
         elif node.op == "linear":
-            if len(node.shape) > 2:
+            if len(node.shape) == 4:
                 r.put(node)
                 continue
             weight = node.parameters["weight"].double()

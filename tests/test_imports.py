@@ -27,6 +27,7 @@ ROOMS = (
         "intq.floatgraph",
         "intq.aten",
         "intq.capture",
+        "intq.transformer",
         "intq.simplify",
         "intq.calibrate",
         "intq.equalize",
@@ -36,7 +37,7 @@ ROOMS = (
         "intq.quantize",
     },
     {"intq.assets", "intq.pretrained", "intq.verification", "intq.bench", "intq.domains"},
-    {"intq.console", "intq.show", "intq.cli", "intq.__main__"},
+    {"intq.console", "intq.show", "intq.networks", "intq.evaluation", "intq.cli", "intq.__main__"},
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
@@ -55,6 +56,7 @@ ONLY_IN = {
     "huggingface_hub": PRETRAINED,
     "datasets": set(DOMAINS),
     "scipy": set(DOMAINS),
+    "sklearn": {"intq.nlp"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }

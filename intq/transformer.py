@@ -1,0 +1,53 @@
+"""Rewrites of the float graph's transformers, as captured, into one node each of embedding and attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from intq.floatgraph import FloatGraph, FloatNode
+
+SWAPPED = (0, 2, 1, 3)  # (n, tokens, heads, size) <-> (n, heads, tokens, size)
+
+
+def merge_embeddings(graph: FloatGraph) -> FloatGraph:
+    """add(embedding(ids), embedding(ids)) -> one embedding with both tables."""
+    nodes: dict[str, FloatNode] = {}
+    users = graph.users()
+    for node in graph.nodes:
+        made = [nodes.get(name) for name in node.inputs]
+        tables = [m for m in made if m is not None and m.op == "embedding"]
+        together = node.op == "add" and len(tables) == 2 and all(len(users[m.name]) == 1 for m in tables)
+        if together and not set(tables[0].parameters) & set(tables[1].parameters):
+            a, b = tables
+            attrs, parameters = {**a.attrs, **b.attrs}, {**a.parameters, **b.parameters}
+            node = replace(node, op="embedding", inputs=a.inputs, attrs=attrs, parameters=parameters)
+        nodes[node.name] = node
+    return replace(graph, nodes=tuple(nodes.values()))
+
+
+def merge_heads(graph: FloatGraph) -> FloatGraph:
+    """attention of the heads of q, k and v, joined again -> attention of (n, tokens, channels)."""
+    makers, users, shapes = {n.name: n for n in graph.nodes}, graph.users(), graph.shapes()
+    changed: dict[str, FloatNode] = {}
+
+    def split(name: str) -> str | None:
+        """What (n, heads, tokens, size) was split from."""
+        swap = makers.get(name)
+        if swap is None or swap.op != "permute" or tuple(swap.attrs["order"]) != SWAPPED:
+            return None
+        cut = makers.get(swap.inputs[0])
+        return cut.inputs[0] if cut is not None and cut.op == "reshape" and len(shapes[cut.inputs[0]]) == 3 else None
+
+    for node in graph.nodes:
+        if node.op != "attention" or len(node.shape) != 4:
+            continue
+        whole = [split(name) for name in node.inputs[:3]]
+        swap = users[node.name][0] if len(users[node.name]) == 1 else None
+        if None in whole or swap is None or swap.op != "permute" or tuple(swap.attrs["order"]) != SWAPPED:
+            continue
+        join = users[swap.name][0] if len(users[swap.name]) == 1 else None
+        if join is not None and join.op == "reshape" and join.shape == shapes[whole[0]]:
+            changed[join.name] = replace(
+                node, name=join.name, inputs=(*whole, *node.inputs[3:]), shape=join.shape, module=node.module
+            )
+    return replace(graph, nodes=tuple(changed.get(n.name, n) for n in graph.nodes))
