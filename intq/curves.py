@@ -30,8 +30,10 @@ def curve(L, x, coefficients, drop: int, low: int, high: int):
         (c0[i] + ((((c2[i] * t) >> 10) + c1[i]) * t >> 10)) >> drop
 
     ``coefficients``: c0, c1, c2, int32 of SEGMENTS entries each; ``drop`` fractional bits are rounded away at the end
-    (the half is part of c0). All in int32.
+    (the half is part of c0). All in int32. A dialect of real numbers has its own ``curve``, the polynomials unrounded.
     """
+    if hasattr(L, "curve"):
+        return L.curve(x, coefficients, drop, low, high)
     c0, c1, c2 = coefficients
     i, t = L.shift_right(x, PLACE_BITS), L.low_bits(x, PLACE_BITS)
     slope = L.shift_right(L.lookup(c2, i) * t, PLACE_BITS) + L.lookup(c1, i)

@@ -2,7 +2,7 @@
 
 Every operation runs twice on the same operands: its body in integers, which is the result, and the same body in real
 numbers (``x / 2**shift`` for a shift, no rounding), which is what is differentiated. So the gradient needs no formula
-of its own, and a clamp stops it where it saturates.
+of its own, and a clamp stops it where it saturates. Contractions learn; embeddings, LayerNorms and scales stay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from intq.backends.torch import CONTRACTIONS, TorchDialect, carrier, exact_result, exact_runs, operands_of, tensors_of
+from intq.backends.torch import (
+    CONTRACTIONS,
+    TorchDialect,
+    arranged,
+    carrier,
+    exact_result,
+    exact_runs,
+    operands_of,
+    tensors_of,
+)
+from intq.curves import PLACE_BITS, SEGMENTS
 from intq.errors import IntqError
 from intq.functions import FUNCTIONS
 from intq.graph import Graph, Node, make_node
@@ -58,13 +68,58 @@ class RealDialect:
         return x.to(torch.float64)
 
     @staticmethod
-    def shift_right(x: Tensor, shift: Tensor) -> Tensor:
+    def shift_right(x: Tensor, shift: Tensor | int) -> Tensor:
         """floor(t) is t - 1/2 on average: it takes the half that ``offset`` adds to round halves up."""
-        return x / power_of_two(shift) - 0.5
+        return x / power_of_two(torch.as_tensor(shift)) - 0.5
+
+    @staticmethod
+    def shift_left(x: Tensor, places: int) -> Tensor:
+        return x * 2.0**places
 
     def lookup(self, table: Tensor, x: Tensor) -> Tensor:
         index = x.detach().to(torch.int64)
         return table[index] + self.slope[index] * (x - index)
+
+    @staticmethod
+    def narrow(x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def within(x: Tensor, low: int, high: int) -> Tensor:
+        return x
+
+    @staticmethod
+    def isqrt(x: Tensor) -> Tensor:
+        return x.clamp(min=1).sqrt()  # at 0 its slope is infinite
+
+    @staticmethod
+    def reciprocal(d: Tensor, bits: int) -> Tensor:
+        return 2.0**bits / d
+
+    @staticmethod
+    def curve(x: Tensor, coefficients: Tensor, drop: int, low: int, high: int) -> Tensor:
+        """The polynomial of x's segment; the floors of its three shifts are a half less each, on average."""
+        segment = (x.detach() / 2**PLACE_BITS).floor().clamp(0, SEGMENTS - 1).long()
+        c0, c1, c2 = coefficients.double()[:, segment]
+        place = x / 2**PLACE_BITS - segment  # in [0, 1)
+        y = ((c2 * place - 0.5 + c1) * place - 0.5 + c0) / 2**drop
+        return torch.clamp(y - 0.5 if drop else y, low, high)
+
+    @staticmethod
+    def matmul(a: Tensor, b: Tensor, terms: int) -> Tensor:
+        return a @ b
+
+    @staticmethod
+    def swap(x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+    @staticmethod
+    def row_max(x: Tensor) -> Tensor:
+        return x.amax(-1, keepdim=True)
+
+    @staticmethod
+    def row_sum(x: Tensor, terms: int) -> Tensor:
+        return x.sum(-1, keepdim=True)
 
     clamp = staticmethod(torch.clamp)
     where = staticmethod(torch.where)
@@ -93,8 +148,9 @@ def table_slope(node: Node, x: Value) -> Tensor:
 
 class IntegerNode(nn.Module):
     """One operation. Contractions learn ``weight``, real numbers in integer steps, laid out as in the graph and rounded
-    in every forward, and ``bias``, per channel in steps of the output and zero at first: it is what training adds to
-    the bias that ``offset`` holds, to the same ``2**-shift``.
+    in every forward, and ``bias``, per channel in steps of the rescale's result (the output's, or the argument of a
+    fused curve) and zero at first: it is what training adds to the bias that ``offset`` holds, to the same
+    ``2**-shift``.
     """
 
     def __init__(self, node: Node, inputs: tuple[Value, ...]) -> None:
@@ -129,7 +185,7 @@ class IntegerNode(nn.Module):
         if self.contracts:
             constants["offset"] = self.offset + self.bias.double() * power_of_two(self.shift)
         dialect = RealDialect(self.slope if "table" in constants else None)
-        real = op.body(dialect, tuple(x.double() for x in operands), constants, node.attrs)
+        real = arranged(node, op.body(dialect, tuple(x.double() for x in operands), constants, node.attrs))
         return StraightThrough.apply(real, exact.to(carrier(node.output)))
 
     def constants(self) -> dict[str, Tensor]:
