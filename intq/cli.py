@@ -2,8 +2,8 @@
 
 import functools
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,8 @@ from intq import artifact, console, domains, show
 from intq.bench import bench as measure
 from intq.console import Answer, step
 from intq.errors import IntqError
-from intq.graph import Graph
+from intq.evaluation import glue, measured
+from intq.networks import compiled, integer_network, layer_bits, network_of, opened, refuse_options
 
 app = typer.Typer(
     name="intq",
@@ -61,14 +62,15 @@ def about(
       intq quantize microsoft/resnet-50 --data photos/ -o resnet50-int8
       intq run resnet50-int8 dog.jpg
 
+      intq quantize textattack/roberta-base-SST-2 --task sst2 -o sst2-int8
+      intq run sst2-int8 "a gripping, beautifully shot film"
+
     No checkpoint at hand? Any architecture at full size with random weights, for exactness and speed:
 
       intq quantize resnet50 --random -o resnet50-int8
       intq verify resnet50-int8 && intq bench resnet50-int8
     """
 
-
-RANDOM_SAMPLES = 8  # made-up images need no more: their statistics are all the same
 
 Checkpoint = Annotated[
     str,
@@ -78,6 +80,15 @@ Checkpoint = Annotated[
         "or with --random the name of an architecture.",
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="Of texts: a task of GLUE (sst2, mnli, stsb, ...), from the hub or in --data."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Call the network's classes so, in its order.", show_default="as it does"),
+]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the network.")]
 
 
 @command("quantize")
@@ -85,13 +96,33 @@ def quantize(
     source: Checkpoint,
     output: Output,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="PHOTOS", help="Images like those the network will see; labels are not needed."),
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Input like what the network will see; labels are not needed: a folder of images, a file of texts "
+            "(.tsv, .csv, .jsonl, .txt), or with --task the folder of its official files.",
+        ),
     ] = None,
+    task: Task = None,
     random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Use so many of the images at most.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Use so many of the images or texts at most.")] = 128,
     method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
-    residual_bits: Annotated[int, typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.")] = 8,
+    functions: Annotated[
+        str | None,
+        typer.Option(
+            help="GELU, softmax and the like as they are (exact), or as I-BERT approximates them (ibert).",
+            show_default="as the checkpoint was trained",
+        ),
+    ] = None,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYERS=16", help="Layers that read 16 bits, by pattern; repeatable."),
+    ] = None,
+    residual_bits: Annotated[
+        int | None,
+        typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.", show_default="8; of texts 16"),
+    ] = None,
+    labels: Labels = None,
     seed: Seed = 0,
     threads: Threads = None,
     force: Force = False,
@@ -101,21 +132,33 @@ def quantize(
     [b]Examples[/]
 
       intq quantize microsoft/resnet-50 --data photos/ -o resnet50-int8
-      intq quantize mobilenet_v2-b0353104.pth --data photos/ -o mobilenet-int8
-      intq quantize inception_v3 --random -o inception-int8
+      intq quantize textattack/roberta-base-SST-2 --task sst2 -o sst2-int8
+      intq quantize my-bert/ --data reviews.csv --bits '*.output.dense=16' -o reviews-int8
+      intq quantize roberta-base --random -o roberta-int8
 
     [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"},
     "notices": [...]}[/]
     """
     check_output(output, force)
     use_threads(threads)
-    if random and data:
-        raise IntqError("--random makes up its own data: leave out --data, or give a checkpoint and leave out --random")
-    if not random and data is None:
-        raise IntqError("no calibration data: give --data a folder with some images like those the network will see")
-    graph = integer_network(source, data, seed, samples=samples, method=method, residual_bits=residual_bits)
-    artifact.save(graph, output, overwrite=force)
+    if random and (data or task):
+        given = "--data" if data else "--task"
+        raise IntqError(f"--random makes up its own data: leave out {given}, or give a checkpoint without --random")
+    if not (random or data or task):
+        raise IntqError(
+            "no calibration data: give --data a folder of images or a file of texts like those the network will see, "
+            "or name the task of GLUE that the checkpoint is for with --task"
+        )
+    options = {"method": method, "functions": functions, "residual_bits": residual_bits, "bits": layer_bits(bits)}
+    options = {name: value for name, value in options.items() if value}
+    domain, checkpoint = opened(source, seed, random=random, task=task, labels=labels)
+    refuse_options(domain, task=task)
+    given = {"task": task} if task else {}
+    graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
     proof = graph.verify()
+    with artifact.new_folder(output, overwrite=force) as new:
+        artifact.write(graph, new)
+        domain.save(checkpoint, new)
     size = folder_bytes(output)
     value = {
         "artifact": str(output),
@@ -132,7 +175,7 @@ def quantize(
             f"[b]{value['model']}[/] now computes with integers alone: {len(graph.nodes)} nodes, {size / 1e6:.1f} MB.",
             f"No sum can overflow: the widest needs {proof.widest_bits} of 32 bits, in {proof.node}.",
             *(f"Note: {escape(notice)}" for notice in value["notices"]),
-            f"[dim]Next: intq run {output} IMAGE | intq verify {output} | intq bench {output}[/]",
+            f"[dim]Next: intq run {output} INPUT | intq verify {output} | intq bench {output}[/]",
         ),
     )
 
@@ -143,13 +186,37 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DIR|float:CHECKPOINT",
-            help="An artifact, or the float network of a checkpoint to compare it with.",
+            help="An artifact, or the float network of a checkpoint to compare it with. For --task glue a folder that "
+            "holds one for each task.",
         ),
     ],
     data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="An ImageFolder, the files of CIFAR or MNIST, or a `datasets` name."),
-    ],
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images: an ImageFolder, the files of CIFAR or MNIST, or a `datasets` name. Texts: a TSV, CSV, JSONL "
+            "or CoNLL file with labels, a `datasets` name, or with --task the folder of the official files.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Of texts: a task of GLUE (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), from the hub or in "
+            "--data; or glue, all that DIR holds an artifact for.",
+        ),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--float",
+            metavar="CHECKPOINT",
+            help="Of texts: put this float network beside it; {task} stands for the task's name.",
+            show_default="of --task glue, what each artifact was made from",
+        ),
+    ] = None,
+    labels: Labels = None,
+    truncate: Truncate = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many examples, drawn at random, at most.", show_default="all")
     ] = None,
@@ -162,25 +229,27 @@ def evaluate(
 
       intq eval resnet50-int8 --data imagenet/val
       intq eval float:microsoft/resnet-50 --data imagenet/val
+      intq eval sst2-int8 --task sst2
+      intq eval reviews-int8 --data reviews.csv --float my-bert/
+      intq eval artifacts/ --task glue --data glue_data/
 
-    [dim]JSON: {"task", "examples", "metrics": {"top1", "top5"}}, metrics as shares of 1[/]
+    A user's own texts: the columns are found by name, text or sentence, or a pair (sentence1 and sentence2, premise
+    and hypothesis, question and passage, ...), and label or score; words and their tags are lists in JSONL, or CoNLL.
+    With --task glue, DIR holds one artifact for each task; it remembers its task, otherwise its name tells.
+
+    [dim]JSON: {"task", "examples", "metrics": {name: share of 1}}, with --float also "float": {...} and "same", the
+    share of equal answers. Of --task glue: {"task", "tasks": [{"artifact", ...as before}], "score", "float_score",
+    "missing", "notices"}; score: the mean of the tasks' mean metrics[/]
     """
     use_threads(threads)
-    if network.startswith("float:"):
-        source = network.removeprefix("float:")
-        domain = domains.of_checkpoint(source)
-        with step(f"Loading {source}"):
-            checkpoint = domain.load(source)
-            metadata, predict = domain.metadata(checkpoint), domain.network(checkpoint)
-        arithmetic = "floating point"
-    else:
-        metadata = artifact.load(network).metadata
-        domain = domains.of_graph(metadata)
-        predict, arithmetic = compiled(Path(network), threads), "integers"
-    with step("Evaluating") as advance:
-        value = domain.evaluate(predict, metadata, data, limit=limit, batch=batch, progress=advance)
-    scores = ", ".join(f"{name} [b]{100 * share:.2f} %[/]" for name, share in value["metrics"].items())
-    return Answer(value, (f"{metadata['model']} in {arithmetic} on {value['examples']} examples: {scores}",))
+    one = functools.partial(measured, data=data, labels=labels, truncate=truncate, threads=threads)
+    one = functools.partial(one, limit=limit, batch=batch)
+    if task == "glue":
+        value = glue(network, beside, one)
+        return Answer(value, show.glue(value))
+    value, model = one(network, task, beside and beside.replace("{task}", task or ""))
+    arithmetic = "floating point" if network.startswith("float:") else "integers"
+    return Answer(value, show.accuracy(value, model, arithmetic))
 
 
 @command("compile")
@@ -218,6 +287,7 @@ def compile_(
         if output:
             with artifact.new_folder(output, overwrite=force) as new:
                 artifact.write(graph, new)
+                copy_folders(folder, new)
                 name = library.keep(new).name
         else:
             name = library.keep(folder).name
@@ -237,28 +307,39 @@ def compile_(
 @command("run")
 def run(
     folder: Folder,
-    files: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|TEXT...",
+            help="Image files, or texts; - for the lines of standard input, in which a tab separates a pair.",
+        ),
+    ],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="The second text of a pair, as often as there are first ones."),
+    ] = None,
+    truncate: Truncate = False,
     top: Annotated[int, typer.Option(min=1, help="Print so many labels.")] = 5,
     threads: Threads = None,
 ) -> Answer:
-    """Run an artifact on files: best labels, integer scores.
+    """Run an artifact on images or texts: best labels, integer scores.
 
     [b]Examples[/]
 
-      intq run resnet50-int8 dog.jpg
       intq run resnet50-int8 photos/*.jpg --top 1 --json
+      intq run sst2-int8 "a gripping, beautifully shot film"
+      intq run mnli-int8 "A man plays the flute." --pair "Someone makes music."
+      intq run sst2-int8 - < reviews.txt
 
-    [dim]JSON: [{"input", "top": [{"label", "index", "score"}]}][/]
+    [dim]JSON: [{"input", "pair", ...}] with "top": [{"label", "index", "score"}] of a classifier; "score" and "value",
+    the real number it means, of a regression; "words": [{"word", "label", "score"}]; or "embedding" and "similarity",
+    the cosine with the first text's[/]
     """
-    metadata = artifact.load(folder).metadata
-    domain = domains.of_graph(metadata)
-    inputs = list(domain.read(files, metadata))
-    network = compiled(folder, threads)
-    value = [
-        {"input": str(file), "top": domain.answer(network(array)[0], metadata, top)}
-        for file, array in zip(files, inputs, strict=True)
-    ]
-    return Answer(value, (show.labels(value),))
+    found = network_of(str(folder), "", None, truncate, threads)
+    refuse_options(found.domain, pair=pair)
+    given = {"pair": pair} if pair else {}
+    value = found.domain.run(found.predict, found.reader, found.metadata, inputs, top=top, **given)
+    return Answer(value, show.answers(value))
 
 
 @command("verify")
@@ -316,27 +397,14 @@ def bench(
                 known = ", ".join(domains.architectures())
                 raise IntqError(f"{network} is no artifact's folder, nor an architecture; there are {known}")
             folder = Path(temporary, network)
-            artifact.save(integer_network(network, None, seed), folder)
+            domain, checkpoint = opened(network, seed, random=True)
+            graph = integer_network(domain, checkpoint, None, seed, random=True)
+            artifact.save(graph, folder)
         artifact.load(folder)
         compiled(folder, threads)
         with step(f"Timing {network}"):
             value = measure(folder, threads, batch, seconds)
     return Answer(value, show.timing(value))
-
-
-def integer_network(source: str, data: Path | None, seed: int, samples: int = RANDOM_SAMPLES, **options) -> Graph:
-    """The graph of a checkpoint calibrated on `data`, or where that is None of an architecture with random weights."""
-    domain = domains.of_architecture(source) if data is None else domains.of_checkpoint(source)
-    with step(f"Loading {source}"):
-        checkpoint = domain.random(source, seed) if data is None else domain.load(source)
-    if data is None:  # weights that mean nothing deserve no careful rounding
-        samples, options = min(samples, RANDOM_SAMPLES), options | {"rounding": "nearest"}
-    with step(f"Quantizing {checkpoint.name}") as advance:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            advance(done, total, stage)
-
-        return domain.quantize(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
 
 
 def check_output(folder: Path, force: bool) -> None:
@@ -349,12 +417,6 @@ def check_output(folder: Path, force: bool) -> None:
         raise IntqError(f"{folder} exists and is no artifact: --force replaces artifacts only; choose another name")
 
 
-def compiled(folder: Path, threads: int | None) -> Callable:
-    """The artifact's network for this machine."""
-    with step(f"Loading {folder}"):
-        return intq.compile(folder, threads=threads)
-
-
 def use_threads(threads: int | None) -> None:
     """For torch, which reads it when it is first imported: after this, in a command."""
     if threads:
@@ -362,4 +424,11 @@ def use_threads(threads: int | None) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def copy_folders(source: Path, target: Path) -> None:
+    """What an artifact holds besides its graph: a tokenizer."""
+    for path in source.iterdir():
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)

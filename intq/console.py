@@ -20,6 +20,8 @@ from intq.errors import IntqError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+EXTRAS = {"PIL": "vision", "torch": "quantize", "sklearn": "nlp"}  # which brings what is missing; default both domains
+
 
 @contextmanager
 def step(title: str) -> Iterator[Callable[..., None]]:
@@ -76,7 +78,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and not error.name.startswith("intq"):
-        return f"this command needs {error.name}, which is not installed: pip install 'intq[vision]'"
+        extra = EXTRAS.get(error.name.partition(".")[0], "vision,nlp")
+        return f"this command needs {error.name}, which is not installed: pip install 'intq[{extra}]'"
     if isinstance(error, IntqError):
         return str(error)
     raise error

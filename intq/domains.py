@@ -1,17 +1,20 @@
-"""What the commands know of a domain (vision; text and speech register the same way), and how they find the right one.
+"""What the commands know of a domain (vision, text; speech registers the same way), and how they find the right one.
 
-A domain is a module `intq.<name>.domain` with these functions; a command sees nothing else of it:
+A domain is a module `intq.<name>.domain` with these names; a command sees nothing else of it:
 
     TASK_CLASSES: tuple of str                 how its transformers classes end: "ForImageClassification"
+    OPTIONS: tuple of str                      the options of `run` and `eval` that only this domain has
     names() -> tuple of str                    the architectures that `random` builds
     load(source) -> Checkpoint                 a trained model with all that its raw input and its answer need
     random(name, seed) -> Checkpoint           an architecture of names() at full size with random weights
     metadata(checkpoint) -> dict               JSON that travels in the graph, "domain" and "model" in it
-    quantize(checkpoint, data, samples=, seed=, progress=, **options) -> Graph    data None: made up
-    network(checkpoint) -> callable            the float network on the same raw input
-    read(files, metadata) -> iterator          the raw input in each file, as a batch of one
-    answer(scores, metadata, top) -> list      one row of integer scores as the `top` best {"label", "index", "score"}
-    evaluate(predict, metadata, data, limit=, batch=, progress=) -> {"task", "examples", "metrics"}
+    save(checkpoint, folder)                   write into an artifact what its raw input needs besides: a tokenizer
+    quantize(checkpoint, data, samples=, seed=, progress=, **options) -> Graph    data None: made up, or of the task
+    network(checkpoint) -> callable            the float network on the same input
+    reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
+                                               a Checkpoint
+    run(predict, reader, metadata, inputs, top=, **options) -> list    what the network answers to each raw input
+    evaluate(predict, reader, metadata, data, limit=, batch=, progress=, **options) -> {"task", "examples", "metrics"}
 
 A module rather than a class, imported only when a command needs it: running a deployed network needs no torch.
 """
@@ -19,15 +22,18 @@ A module rather than a class, imported only when a command needs it: running a d
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from intq import pretrained
 from intq.errors import IntqError
 
-DOMAINS = ("vision",)
+WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # files of weights, which a hub id never ends in
+DOMAINS = ("vision", "nlp")
 
 
 def domain(name: str) -> ModuleType:
@@ -48,12 +54,16 @@ def of_graph(metadata: Mapping[str, Any]) -> ModuleType:
 
 
 def of_checkpoint(source: str) -> ModuleType:
-    """The domain that a checkpoint belongs to: of a folder written by save_pretrained, its configuration tells.
+    """The domain that a checkpoint belongs to: the configuration of a folder written by save_pretrained, or of a hub
+    id, tells.
 
-    State dicts, hub ids and what is none of them go to the first domain, whose `load` knows or says what is wrong.
+    State dicts and what is none of them go to the first domain, whose `load` knows or says what is wrong.
     """
+    folder = Path(source)
+    if not folder.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", source) and folder.suffix not in WEIGHTS:
+        folder = pretrained.download(source, weights=False)
     try:
-        classes = json.loads(Path(source, "config.json").read_text())["architectures"]
+        classes = json.loads((folder / "config.json").read_text())["architectures"]
     except (OSError, ValueError, LookupError, TypeError):
         return domain(DOMAINS[0])
     for candidate in map(domain, DOMAINS):

@@ -2,28 +2,100 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
+CORRELATIONS = ("matthews", "pearson", "spearman")  # not shares of anything
 
-def labels(rows: list[dict[str, Any]]) -> Table:
-    """`intq run`: the best labels of each file."""
+
+def answers(rows: list[dict[str, Any]]) -> tuple:
+    """`intq run`: what the network says to each input; of long ones both ends."""
+    if "embedding" in rows[0]:
+        return (_similarities(rows),)
+    if "words" in rows[0]:
+        return tuple(_words(row["words"]) for row in rows)
     table = Table(
         "input",
-        Column("label", style="bold", no_wrap=True, max_width=40),
+        Column("label" if "top" in rows[0] else "value", style="bold", no_wrap=True, max_width=40),
         Column("score", justify="right"),
         box=None,
         header_style="dim",
     )
     for item in rows:
-        for rank, row in enumerate(item["top"]):
-            name = "" if rank else escape(Path(item["input"]).name)
-            table.add_row(name, escape(row["label"]), str(row["score"]), style="dim" if rank else None)
+        said = [(row["label"], row["score"]) for row in item["top"]] if "top" in item else [_real(item)]
+        for rank, (name, score) in enumerate(said):
+            table.add_row("" if rank else _input(item), escape(name), str(score), style="dim" if rank else None)
+    return (table,)
+
+
+def _real(item: dict[str, Any]) -> tuple[str, int]:
+    return f"{item['value']:.4g}", item["score"]
+
+
+def _input(item: dict[str, Any], most: int = 60) -> str:
+    text = f"{item['input']} | {item['pair']}" if "pair" in item else item["input"]
+    return escape(text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}")
+
+
+def _words(words: list[dict[str, Any]]) -> Table:
+    table = Table("word", Column("label", style="bold"), Column("score", justify="right"), box=None, header_style="dim")
+    for row in words:
+        table.add_row(escape(row["word"]), escape(row["label"]), str(row["score"]))
     return table
+
+
+def _similarities(rows: list[dict[str, Any]]) -> Table:
+    table = Table("input", Column("cosine with the first", justify="right", style="bold"), box=None, header_style="dim")
+    for row in rows:
+        close = (
+            f"{row['similarity']:.4f}" if "similarity" in row else f"[dim]{len(row['embedding'])} integers: --json[/]"
+        )
+        table.add_row(_input(row), close)
+    return table
+
+
+def accuracy(value: dict[str, Any], model: str, arithmetic: str) -> tuple:
+    """`intq eval` for people."""
+    human = [f"{escape(model)} in {arithmetic} on {value['examples']} examples: {_metrics(value['metrics'])}"]
+    if "float" in value:
+        human.append(f"In floating point: {_metrics(value['float'])}")
+    if "same" in value:
+        human.append(f"The same answers: [b]{100 * value['same']:.2f} %[/]")
+    return tuple(human)
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} [b]{_percent(name, share)}[/]" for name, share in metrics.items())
+
+
+def _percent(name: str, share: float) -> str:
+    return f"{100 * share:.2f}" + ("" if name.startswith(CORRELATIONS) else " %")
+
+
+def glue(value: dict[str, Any]) -> tuple:
+    """`intq eval --task glue`: a line for each metric of each task, integers beside float."""
+    table = Table(Column("task", style="bold"), "metric", box=None, header_style="dim")
+    for title in ("examples", "network", "float", "difference", "same answers"):
+        table.add_column(title, justify="right")
+    for row in value["tasks"]:
+        for rank, (name, share) in enumerate(row["metrics"].items()):
+            beside = row.get("float", {}).get(name)
+            table.add_row(
+                "" if rank else row["task"],
+                name,
+                "" if rank else f"{row['examples']:,}",
+                f"{100 * share:.2f}",
+                *(("", "") if beside is None else (f"{100 * beside:.2f}", f"{100 * (share - beside):+.2f}")),
+                "" if rank or "same" not in row else f"{100 * row['same']:.2f} %",
+            )
+    beside = value["float_score"]
+    difference = ("", "") if beside is None else (f"{100 * beside:.2f}", f"{100 * (value['score'] - beside):+.2f}")
+    table.add_row("mean", "", "", f"{100 * value['score']:.2f}", *difference, "", style="bold")
+    missing = [f"Not in the folder: {', '.join(value['missing'])}"] if value["missing"] else []
+    return (table, *(f"[dim]{escape(line)}[/]" for line in (*missing, *value["notices"])))
 
 
 def timing(value: dict[str, Any], most: int = 12) -> tuple:

@@ -15,6 +15,10 @@ from intq.nlp.metrics import cosines
 from intq.nlp.tokens import Reader, Word
 
 BATCH = 16
+ALONE = {  # heads that take no pair, and what they do instead
+    "tokens": "labels the words of single texts",
+    "embedding": "embeds single texts, and says how similar each is to the first",
+}
 
 
 def run(
@@ -36,21 +40,22 @@ def run(
     inputs: texts; "-" stands for the lines of standard input, in which a tab separates a pair. pair: second texts.
     Raises IntqError for an empty text, and as `Reader.ids`.
     """
-    texts = _paired(list(_texts(inputs)), pair)
-    said = [{"input": t[0], "pair": t[1]} if isinstance(t, tuple) else {"input": t} for t in texts]
+    said = _paired(list(_texts(inputs)), pair)
+    for row, parts in enumerate(said):
+        if not all(part.strip() for part in parts.values()):
+            raise IntqError(f"text {row + 1} of {len(said)} is empty: there is nothing to answer")
+    if "pair" in said[0] and metadata["head"] in ALONE:
+        raise IntqError(f"{metadata['model']} {ALONE[metadata['head']]}: leave out --pair")
+    texts: list[Text] = [(t["input"], t["pair"]) if "pair" in t else t["input"] for t in said]
 
     def where(row: int) -> str:
         return f"the text {_short(said[row]['input'])!r}"
 
-    for row, parts in enumerate(said):
-        if not all(part.strip() for part in parts.values()):
-            raise IntqError(f"text {row + 1} of {len(said)} is empty: there is nothing to answer")
-    if metadata["head"] == "tokens" and any(isinstance(text, tuple) for text in texts):
-        raise IntqError("the words of a text are labelled, and not those of a pair: leave out --pair")
+    words: list[list[Word]] = [[] for _ in texts]
     if metadata["head"] == "tokens":
         ids, words = reader.words(texts, where)
     else:
-        ids, words = reader.ids(texts, where), [[]] * len(texts)
+        ids = reader.ids(texts, where)
     found = scores(predict, ids, reader.padding, BATCH)
     return [
         text | _answer(row, own, found[0] if i else None, metadata, top)
@@ -82,20 +87,23 @@ def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[di
     return [{"label": metadata["labels"][i], "index": int(i), "score": int(scores[i])} for i in best]
 
 
-def _texts(inputs: Iterable[str]) -> Iterable[str | tuple[str, str]]:
+def _texts(inputs: Iterable[str]) -> Iterable[list[str]]:
     for text in inputs:
-        if text != "-":
-            yield text
-            continue
-        for line in sys.stdin:
-            first, tab, second = line.rstrip("\r\n").partition("\t")
-            yield (first, second) if tab else first
+        if text == "-":
+            yield from (line.rstrip("\r\n").split("\t", 1) for line in sys.stdin)
+        else:
+            yield [text]
 
 
-def _paired(texts: list[str | tuple[str, str]], pair: Sequence[str]) -> list[Text]:
-    if pair and (len(pair) != len(texts) or any(isinstance(text, tuple) for text in texts)):
-        raise IntqError(f"--pair gives each text its second one: found {len(texts)} texts and {len(pair)} for pairs")
-    return list(zip(texts, pair, strict=True)) if pair else texts
+def _paired(texts: list[list[str]], pair: Sequence[str]) -> list[dict[str, str]]:
+    """Each text under "input" and its second one, if it has one, under "pair"."""
+    if pair:
+        if len(pair) != len(texts) or any(len(parts) == 2 for parts in texts):
+            raise IntqError(f"--pair gives each text its second one: found {len(texts)} texts and {len(pair)} --pair")
+        texts = [[*parts, second] for parts, second in zip(texts, pair, strict=True)]
+    if len({len(parts) for parts in texts}) != 1:
+        raise IntqError("some of the lines are pairs, with a tab between, and some are not" if texts else "no texts")
+    return [dict(zip(("input", "pair"), parts, strict=False)) for parts in texts]
 
 
 def _short(text: str, most: int = 40) -> str:

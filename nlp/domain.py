@@ -1,24 +1,20 @@
-"""Text as the commands see it (the functions that :mod:`intq.domains` lists): classes, scores, words' labels, embeddings.
+"""Text as the commands see it (the functions that :mod:`intq.domains` lists): classes, scores, tags, embeddings.
 
 Importing this module needs NumPy alone; transformers (the tokenizer) and torch come in with what uses them.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intq import artifact
 from intq.errors import IntqError
 from intq.graph import Graph
-from intq.nlp import answers, tasks
+from intq.nlp import answers, suite, tasks
 from intq.nlp import data as examples_of
 from intq.nlp.data import Examples
 from intq.nlp.evaluate import KINDS, Predict, Progress, check_head
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 
 TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
 OPTIONS = ("task", "pair", "truncate", "float")
-INPUT = "TEXT"
 BATCH = 16
 
 
@@ -141,17 +136,9 @@ def quantize(
     from intq.quantize import quantize
 
     ids = calibration(checkpoint, data, task, samples, seed)
-    options = {"functions": checkpoint.functions, **options}
-    graph = quantize(
-        checkpoint.model,
-        ids,
-        vocabulary=checkpoint.vocabulary,
-        longest=checkpoint.longest,
-        padding=checkpoint.padding,
-        seed=seed,
-        progress=progress,
-        **options,
-    )
+    learned = {"functions": checkpoint.functions} if checkpoint.functions != "exact" else {}
+    learned |= {"ranges": checkpoint.ranges} if checkpoint.ranges else {}
+    graph = quantize(checkpoint.model, ids, seed=seed, progress=progress, **(learned | options))
     scale = graph.values[graph.outputs[0]].scale
     known = {"task": tasks.task(task).name} if task else {}
     return replace(graph, metadata={**graph.metadata, **metadata(checkpoint), "scale": scale, **known})
@@ -234,34 +221,4 @@ def _judged(
     return found, np.concatenate(all_given)
 
 
-def members(folder: Path) -> dict[str, Path]:
-    """The artifacts or checkpoints in a folder by the task of GLUE that each is for, in GLUE's order.
-
-    An artifact remembers the task that it was quantized for; otherwise the folder's name tells: "sst2", "SST-2-int8".
-    An artifact itself is the only member. Raises IntqError when there are none, or two for one task.
-    """
-    places = [folder] if artifact.is_artifact(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
-    found: dict[str, Path] = {}
-    for path in places:
-        name = _task_of(path)
-        if name in found:
-            raise IntqError(f"{found[name]} and {path} are both for the task {name}: keep one of them in {folder}")
-        if name:
-            found[name] = path
-    if not found:
-        raise IntqError(
-            f"{folder}: no folder in it is for a task of GLUE: expected artifacts made with `intq quantize --task`, or "
-            f"folders named after the tasks ({', '.join(tasks.TASKS)})"
-        )
-    return {name: found[name] for name in tasks.TASKS if name in found}
-
-
-def _task_of(path: Path) -> str | None:
-    if artifact.is_artifact(path):
-        remembered = json.loads((path / artifact.GRAPH_FILE).read_text(encoding="utf-8"))["metadata"].get("task")
-        if remembered:
-            return remembered
-    parts = re.split(r"[-_.]", path.resolve().name.lower())
-    words = {*parts, *map("".join, pairwise(parts))}  # SST-2 is two parts
-    named = [name for name in tasks.TASKS if name in words]
-    return named[0] if len(named) == 1 else None
+members, summary = suite.members, suite.summary

@@ -241,7 +241,7 @@ def test_bench_of_neither_a_folder_nor_an_architecture_names_those_there_are(tmp
 
 def test_a_checkpoint_of_another_task_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
-    assert "bert" in complaint("quantize", tmp_path, "--data", tmp_path, "-o", tmp_path / "out")
+    assert "BertForMaskedLM" in complaint("quantize", tmp_path, "--data", tmp_path, "-o", tmp_path / "out")
 
 
 def test_an_artifact_of_a_bare_module_says_how_to_run_it(tmp_path, photos):

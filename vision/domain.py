@@ -6,12 +6,13 @@ functions that load and quantize.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intq.errors import IntqError
 from intq.graph import Graph
 from intq.vision.preprocess import Preprocess
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from intq.vision.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForImageClassification",)
+OPTIONS = ()
 
 
 def names() -> tuple[str, ...]:
@@ -58,7 +60,11 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def calibration(checkpoint: Checkpoint, data: Path | None, samples: int, seed: int) -> list[np.ndarray]:
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Nothing: an image network's metadata holds all that its input needs."""
+
+
+def calibration(checkpoint: Checkpoint, data: str | Path | None, samples: int, seed: int) -> list[np.ndarray]:
     """Batches of uint8 pixels: photos chosen at random from `data`, or random images when it is None.
 
     Where there are fewer photos than `samples`, random crops of them make up the rest: a handful of middles says too
@@ -81,7 +87,7 @@ def calibration(checkpoint: Checkpoint, data: Path | None, samples: int, seed: i
 
 def quantize(
     checkpoint: Checkpoint,
-    data: Path | None,
+    data: str | Path | None,
     *,
     samples: int,
     seed: int,
@@ -112,11 +118,25 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     return predict
 
 
-def read(files: Sequence[Path], metadata: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """The pixels of each image file, uint8 (1, height, width, channels)."""
-    preprocess = Preprocess.from_dict(metadata["preprocess"])
-    for file in files:
-        yield preprocess.pixels(file)[None]
+def reader(source: Path | Checkpoint, metadata: Mapping[str, Any]) -> Preprocess:
+    """From an image to pixels; wherever the network is, its metadata knows."""
+    return Preprocess.from_dict(metadata["preprocess"])
+
+
+def run(
+    predict: Callable[[np.ndarray], np.ndarray],
+    reader: Preprocess,
+    metadata: Mapping[str, Any],
+    inputs: Sequence[str],
+    *,
+    top: int,
+) -> list[dict[str, Any]]:
+    """{"input", "top": the best labels} of each image file."""
+    images = [reader.pixels(Path(file))[None] for file in inputs]
+    return [
+        {"input": str(file), "top": answer(predict(pixels)[0], metadata, top)}
+        for file, pixels in zip(inputs, images, strict=True)
+    ]
 
 
 def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
@@ -127,8 +147,9 @@ def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[di
 
 def evaluate(
     predict: Callable[[np.ndarray], np.ndarray],
+    reader: Preprocess,
     metadata: Mapping[str, Any],
-    data: str,
+    data: str | None,
     *,
     limit: int | None,
     batch: int,
@@ -138,5 +159,7 @@ def evaluate(
     from intq.vision.data import open_dataset
     from intq.vision.evaluate import evaluate
 
-    dataset = open_dataset(data, Preprocess.from_dict(metadata["preprocess"]), metadata["labels"])
+    if data is None:
+        raise IntqError("no data: give --data labelled images, such as one folder of them for each class")
+    dataset = open_dataset(data, reader, metadata["labels"])
     return evaluate(predict, dataset.sample(limit) if limit else dataset, batch, progress)

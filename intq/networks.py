@@ -1,0 +1,121 @@
+"""What the commands do their work on: a checkpoint, its integer network, an artifact or a float network to run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import intq
+from intq import artifact, domains
+from intq.console import step
+from intq.errors import IntqError
+from intq.graph import Graph
+
+RANDOM_SAMPLES = 8  # made-up data needs no more: its statistics are all the same
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as `run` and `eval` see it, integer or float: from the raw input to scores."""
+
+    domain: ModuleType
+    metadata: Mapping[str, Any]
+    reader: Any
+    predict: Callable
+
+
+def network_of(name: str, task: str | None, labels: str | None, truncate: bool, threads: int | None) -> Network:
+    """The network of an artifact's folder, compiled when it first runs, or of `float:CHECKPOINT`."""
+    if name.startswith("float:"):
+        domain, source = opened(name.removeprefix("float:"), 0, task=task, labels=labels)
+        metadata, predict = domain.metadata(source), domain.network(source)
+    else:
+        source = Path(name)
+        metadata = renamed(artifact.load(source).metadata, labels)
+        domain = domains.of_graph(metadata)
+        ready = functools.cache(lambda: compiled(source, threads))
+
+        def predict(*inputs: np.ndarray) -> np.ndarray:
+            return ready()(*inputs)
+
+    refuse_options(domain, task=task, truncate=truncate)
+    options = {"truncate": True} if truncate else {}
+    return Network(domain, metadata, domain.reader(source, metadata, **options), predict)
+
+
+def opened(source: str, seed: int, *, random: bool = False, task: str | None = None, labels: str | None = None):
+    """(domain, checkpoint) of a checkpoint, or of an architecture with random weights."""
+    if random:
+        domain = domains.of_architecture(source)
+    else:
+        domain = domains.domain("nlp") if task and not Path(source).exists() else domains.of_checkpoint(source)
+    with step(f"Loading {source}"):
+        checkpoint = domain.random(source, seed) if random else domain.load(source)
+    if labels:
+        names = renamed({"labels": checkpoint.labels}, labels)["labels"]
+        checkpoint = replace(checkpoint, labels=tuple(names))
+    return domain, checkpoint
+
+
+def renamed(metadata: Mapping[str, Any], labels: str | None) -> dict[str, Any]:
+    """The metadata with the classes called as --labels says."""
+    if not labels:
+        return dict(metadata)
+    names = [name.strip() for name in labels.split(",")]
+    if len(names) != len(metadata["labels"]) or len(set(names)) != len(names):
+        raise IntqError(
+            f"--labels needs a name for each of the {len(metadata['labels'])} classes "
+            f"({', '.join(metadata['labels'][:5])}), found {labels}"
+        )
+    return {**metadata, "labels": names}
+
+
+def layer_bits(options: list[str] | None) -> dict[str, int]:
+    """What --bits says: the width of the activations that the layers of each pattern read."""
+    found = {}
+    for option in options or ():
+        pattern, equals, width = option.rpartition("=")
+        if not (pattern and equals and width in ("8", "16")):
+            raise IntqError(f"--bits takes layers and 8 or 16, as in '*.output.dense=16'; found {option!r}")
+        found[pattern] = int(width)
+    return found
+
+
+def refuse_options(domain: ModuleType, **given: Any) -> None:
+    """Raise IntqError for an option of another domain."""
+    for name, value in given.items():
+        if value and name not in domain.OPTIONS:
+            raise IntqError(f"--{name} is for networks that read text, and this one does not")
+
+
+def integer_network(
+    domain: ModuleType,
+    checkpoint: Any,
+    data: str | None,
+    seed: int,
+    *,
+    random: bool = False,
+    samples: int = 128,
+    **options: Any,
+) -> Graph:
+    """The graph of a checkpoint, calibrated on `data`, or on made-up data when its weights are random."""
+    if random:  # weights that mean nothing deserve no careful rounding
+        samples, options = min(samples, RANDOM_SAMPLES), options | {"rounding": "nearest"}
+    with step(f"Quantizing {checkpoint.name}") as advance:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            advance(done, total, stage)
+
+        return domain.quantize(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
+
+
+def compiled(folder: Path, threads: int | None) -> Callable:
+    """The artifact's network for this machine."""
+    with step(f"Loading {folder}"):
+        return intq.compile(folder, threads=threads)
