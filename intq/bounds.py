@@ -9,7 +9,7 @@ import numpy as np
 
 from intq.errors import UnprovenError
 from intq.ops import OPS
-from intq.ops.attention import ZERO_POINT
+from intq.ops.attention import FAR, LARGEST, ZERO_POINT, weight_of
 from intq.ops.op import Attrs, Constants
 from intq.value import DTYPE_RANGE, Value
 
@@ -74,7 +74,10 @@ def exactly(value, width: int = 64) -> Interval:
 
 
 class IntervalDialect:
-    """How bodies are spelled on bounds (see :mod:`intq.fixedpoint`)."""
+    """How bodies are spelled on bounds (see :mod:`intq.fixedpoint`); ``sum_bits``: of the widest 32-bit sum it met."""
+
+    def __init__(self) -> None:
+        self.sum_bits = 0
 
     @staticmethod
     def wide(x) -> Interval:
@@ -96,7 +99,8 @@ class IntervalDialect:
 
     @staticmethod
     def low_bits(x: Interval, count: int) -> Interval:
-        return Interval(0, (1 << count) - 1, x.width)
+        mask, same = (1 << count) - 1, (x.low >> count) == (x.high >> count)
+        return Interval(np.where(same, x.low & mask, 0), np.where(same, x.high & mask, mask), x.width)
 
     @staticmethod
     def narrow(x: Interval) -> Interval:
@@ -117,14 +121,18 @@ class IntervalDialect:
             raise UnprovenError("a divisor cannot be proven to be positive")
         return Interval((1 << bits) // d.high, (1 << bits) // d.low, d.width)
 
-    @staticmethod
-    def matmul(a: Interval, b: Interval, terms: int) -> Interval:
-        return IntervalDialect.row_sum(a * b, terms)
+    def matmul(self, a: Interval, b: Interval, terms: int) -> Interval:
+        return self.row_sum(a * b, terms)
 
-    @staticmethod
-    def row_sum(x: Interval, terms: int) -> Interval:
+    def row_sum(self, x: Interval, terms: int) -> Interval:
         """Of every partial sum of up to ``terms`` values."""
-        return Interval(np.minimum(x.low * terms, x.low), np.maximum(x.high * terms, x.high), x.width)
+        try:
+            total = Interval(np.minimum(x.low * terms, x.low), np.maximum(x.high * terms, x.high), x.width)
+        except UnprovenError as error:
+            raise UnprovenError(f"a sum of up to {terms} values {error}") from None
+        if total.width == 32:
+            self.sum_bits = max(self.sum_bits, total.bits)
+        return total
 
     @staticmethod
     def row_max(x: Interval) -> Interval:
@@ -146,7 +154,7 @@ _IN_LOOPS = ("weight", "pad_value", "word", "word_multiplier", "position", "segm
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is proven of a node: its output's range and the bits of its widest accumulator."""
+    """What is proven of a node: its output's range and the bits of its widest 32-bit accumulator."""
 
     low: int
     high: int
@@ -165,10 +173,14 @@ def bounds(op: str, inputs: tuple[Value, ...], attrs: Attrs, constants: Constant
         low, high = min([x.low for x in inputs] + pad), max([x.high for x in inputs] + pad)
         bits = 0
     else:
-        operands = _LOOPS[operation.loop](ranges, attrs, constants)
+        dialect = IntervalDialect()
+        operands = _LOOPS[operation.loop](dialect, ranges, attrs, constants)
         exact = {k: v if k in _TABLES else v.astype(object) for k, v in constants.items() if k not in _IN_LOOPS}
-        result = operation.body(IntervalDialect, operands, exact, attrs)
-        low, high, bits = int(result.low.min()), int(result.high.max()), operands[0].bits
+        if operation.loop == "attention":
+            _prove_weights(dialect, len(inputs) > 3, attrs, exact)
+        result = operation.body(dialect, operands, exact, attrs)
+        low, high = int(result.low.min()), int(result.high.max())
+        bits = max(operands[0].bits, dialect.sum_bits)
     least, most = DTYPE_RANGE[dtype]
     if low < least or high > most:
         raise UnprovenError(
@@ -177,7 +189,7 @@ def bounds(op: str, inputs: tuple[Value, ...], attrs: Attrs, constants: Constant
     return Bounds(low, high, bits)
 
 
-def _weighted_sum(ranges, attrs, constants):
+def _weighted_sum(L, ranges, attrs, constants):
     """Bounds of every partial sum of weight * x, in any order: negative and positive products summed apart."""
     x, *further = ranges
     pad = constants.get("pad_value", np.zeros(0, np.uint8))
@@ -195,28 +207,43 @@ def _weighted_sum(ranges, attrs, constants):
         raise UnprovenError(f"accumulator {error}; lower the weights' bits or split its {terms} products") from None
 
 
-def _window_sum(ranges, attrs, constants):
+def _window_sum(L, ranges, attrs, constants):
     (x,) = ranges
     pad = [int(v) for v in constants["pad_value"]]
     count = attrs["kernel"][0] * attrs["kernel"][1]
     return (Interval(min(0, x.low.item(), *pad) * count, max(0, x.high.item(), *pad) * count),)
 
 
-def _masked_sum(ranges, attrs, constants):
+def _masked_sum(L, ranges, attrs, constants):
     x, mask = ranges
-    return IntervalDialect.row_sum(x * mask, attrs["longest"]), IntervalDialect.row_sum(mask, attrs["longest"])
+    return L.row_sum(x * mask, attrs["longest"]), L.row_sum(mask, attrs["longest"])
 
 
-def _heads(ranges, attrs, constants):
+def _heads(L, ranges, attrs, constants):
     return (*(x - ZERO_POINT for x in ranges[:3]), *ranges[3:])
 
 
-def _embedded(ranges, attrs, constants):
+def _prove_weights(L, masked: bool, attrs, constants) -> None:
+    """What attention's body takes for granted: the largest score's weight is 255, that of a masked one is 0."""
+    reach = 2 * ZERO_POINT**2 * attrs["size"]  # how far two unmasked scores may be apart
+    cases = [(exactly(0, 32), LARGEST, "of a row's largest score")]
+    if masked:
+        cases.append((Interval(FAR - reach, FAR + reach), 0, "of a masked score"))
+    for below, expected, which in cases:
+        weight = weight_of(L, below, constants, attrs)
+        if (weight.low.item(), weight.high.item()) != (expected, expected):
+            raise UnprovenError(
+                f"the weight {which} must be {expected}, it lies in [{weight.low}, {weight.high}]; "
+                "fit the curve to 255 exp(-x) up to x = 6.3 or further, and reach its end by the score's multiplier"
+            )
+
+
+def _embedded(L, ranges, attrs, constants):
     tables = (constants[k] for k in ("word", "word_multiplier", "position", "segment"))
     return tuple(Interval(int(t.min()), int(t.max())) for t in tables)
 
 
-def _unchanged(ranges, attrs, constants):
+def _unchanged(L, ranges, attrs, constants):
     return ranges
 
 
