@@ -99,7 +99,7 @@ def _load(folder: Path, shown: str, source: str, name: str) -> Checkpoint:
         model = load_model(folder, class_name, shown, spare=_SPARE, optional=ibert.SIMULATION, **options)
         functions = "ibert" if model.config.quant_mode else "exact"
         ranges = ibert.learned_ranges(model.state_dict(), "model.")
-        model = ibert.as_roberta(model, shown)
+        model = ibert.as_roberta(model, **options)
     else:
         model = load_model(folder, class_name, shown, spare=_SPARE, attn_implementation="sdpa", **options)
     settings = model.config

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
-
-from intq.errors import IntqError
-from intq.pretrained import few
 
 # Where I-BERT's QuantAct observes: the module of RoBERTa whose own value that is. A sum of a branch and its residual
 # is the value that `attention.output` and `output` compute themselves, the context that of `attention.self`.
@@ -32,31 +30,25 @@ _OBSERVED = {
 }
 _UNTRAINED = 1e-5  # the bounds -1e-5 and 1e-5 that a QuantAct starts from
 # What the simulation keeps beside the weights.
-SIMULATION = (
-    r"(_integer|_scaling_factor|\.shift|\.x_min|\.x_max|\.act_scaling_factor)$|(^|\.)position_ids$|(^|\.)pooler\."
-)
+SIMULATION = r"(_integer|_scaling_factor|\.shift|\.x_min|\.x_max)$"
 
 
-def as_roberta(model: nn.Module, source: str) -> nn.Module:
+def as_roberta(model: nn.Module, **options: Any) -> nn.Module:
     """The RoBERTa with the weights of an IBertFor..., and the same head; in evaluation mode, without gradients.
 
-    Raises IntqError when the weights do not fit.
+    options: of the class, as the IBertFor... was made with.
     """
     import torch
     import transformers
     from transformers.initialization import no_init_weights
 
-    name = type(model).__name__.replace("IBert", "Roberta", 1)
-    options = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "dtype")}
-    config = transformers.RobertaConfig(**options)
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "dtype")}
+    build = getattr(transformers, type(model).__name__.replace("IBert", "Roberta", 1))._from_config
     with no_init_weights():
-        roberta = getattr(transformers, name)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        config = transformers.RobertaConfig(**settings)
+        roberta = build(config, attn_implementation="sdpa", dtype=torch.float32, **options)
     state = {re.sub("^ibert\\.", "roberta.", key): value for key, value in model.state_dict().items()}
-    expected = roberta.state_dict()
-    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
-    if wrong:
-        raise IntqError(f"{source}: the weights of {type(model).__name__} lack {few(wrong)}, which {name} needs")
-    roberta.load_state_dict({key: state[key] for key in expected})
+    roberta.load_state_dict({key: state[key] for key in roberta.state_dict()})
     return roberta.eval().requires_grad_(False)
 
 

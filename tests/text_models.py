@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 from torch import Tensor
@@ -79,3 +81,42 @@ def tiny_ids(family: str, n: int, s: int, seed: int = 0, full: bool = False) -> 
             ids[row, length - 1] = separator
         ids[row, length:] = padding
     return ids
+
+
+WORDS = ("good", "bad", "fine", "dull", "film", "plot", "is", "not", "very", "a", "the", "it", "was", "and", "but", ",")
+
+
+def tiny_tokenizer(family: str):
+    """A tokenizer of the family's special tokens and ids, of WORDS and of "word9" and up, as transformers has it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    counted = "eos_token_id" in FAMILIES[family][1]
+    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if counted else ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {word: index for index, word in enumerate((*names, *WORDS))}
+    vocabulary |= {f"word{index}": index for index in range(len(vocabulary), VOCABULARY)}
+    roles = ("cls", "pad", "sep", "unk", "mask") if counted else ("pad", "unk", "cls", "sep", "mask")
+    special = dict(zip(roles, names, strict=True))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, special["unk"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    first, end = special["cls"], special["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {end}:0",
+        pair=f"{first} $A {end} {end} $B {end}" if counted else f"{first}:0 $A:0 {end}:0 $B:1 {end}:1",
+        special_tokens=[(first, vocabulary[first]), (end, vocabulary[end])],
+    )
+    given = ["input_ids", "token_type_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=longest(family),
+        model_input_names=given if family in ("bert", "electra") else given[::2],
+        **{role + "_token": name for role, name in special.items()},
+    )
+
+
+def save_tiny(folder: Path, family: str, head: Head = "classification", seed: int = 0, **options):
+    """The network, saved as save_pretrained saves it with its tokenizer; `options` go to its configuration."""
+    model = tiny_transformer(family, head, seed, **options)
+    model.save_pretrained(folder)
+    tiny_tokenizer(family).save_pretrained(folder)
+    return model
