@@ -31,6 +31,10 @@ FAMILIES = {
         {"depth_multiplier": 0.35, "output_stride": 16, "first_layer_is_expansion": False, "finegrained_output": False},
     ),
 }
+# A vision transformer takes images of one size only, so these have processors of their own below.
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "num_labels": 5}
+VIT |= {"image_size": 48, "patch_size": 16}
+TRANSFORMERS = ("ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
 PROCESSOR = {"size": {"shortest_edge": 73}, "crop_size": {"height": 64, "width": 65}}
 
 
@@ -79,6 +83,35 @@ def test_half_precision_and_bin_weights_load(tmp_path):
     (tmp_path / "net" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "net" / "pytorch_model.bin")
     assert len(checkpoint.load(tmp_path / "net").labels) == 7
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_vision_transformers(name, tmp_path, caplog):
+    torch.manual_seed(3)
+    config = (transformers.ViTConfig if name.startswith("ViT") else transformers.DeiTConfig)(**VIT)
+    model = getattr(transformers, name)(config).eval()
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        usual = checkpoint.load(tmp_path).preprocess
+    assert "has no preprocessor_config.json" in caplog.text
+    half = ((0.5,) * 3,) * 2
+    vit = Preprocess((48, 48), None, "bilinear", *half)
+    deit = Preprocess((54, 54), (48, 48), "bicubic", *half)
+    assert usual == (vit if name.startswith("ViT") else deit)
+    kind = "ViTImageProcessor" if name.startswith("ViT") else "DeiTImageProcessor"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, "size": 48}))
+    loaded = checkpoint.load(tmp_path)
+    deit = Preprocess((48, 48), (224, 224), "bicubic", *half)
+    assert loaded.preprocess == (vit if name.startswith("ViT") else deit)
+    assert len(loaded.labels) == 5
+    pixels = torch.rand(2, 3, 48, 48)
+    torch.testing.assert_close(loaded.model(pixels), model(pixels).logits)
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(loaded.model, (pixels,), dynamic_shapes=dynamic)
+    operations = [str(node.target) for node in program.graph.nodes]
+    assert operations.count("aten.scaled_dot_product_attention.default") == 2
+    assert not [name for name in operations if "arange" in name or "softmax" in name]
+    torch.testing.assert_close(program.module()(pixels[:1]), loaded.model(pixels[:1]))
 
 
 def edit(path, **changes):

@@ -21,11 +21,14 @@ PARAMETERS = {
     "inception_v3": 23_834_568,
     "squeezenext": 724_056,
     "efficientnet_lite0": 4_652_008,
+    "vit-base-16": 86_567_656,
+    "deit-small-16": 22_050_664,
 }
+TRANSFORMERS = ("vit-base-16", "deit-small-16")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_size_and_recognition(name):
+def test_published_size(name):
     known = architecture(name)
     with torch.device("meta"):
         model = known.build(known.classes).eval()
@@ -34,6 +37,13 @@ def test_size_and_recognition(name):
         )
         pixels = torch.zeros(2, known.preprocess.channels, *known.size)
         assert model(pixels).shape == (2, known.classes)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TRANSFORMERS])
+def test_recognition(name):
+    known = architecture(name)
+    with torch.device("meta"):
+        model = known.build(known.classes).eval()
         _, found, preprocess = from_state_dict(model.state_dict())
     assert preprocess == known.preprocess
     assert {key: value.shape for key, value in found.state_dict().items()} == {
@@ -95,6 +105,20 @@ def test_random_models_are_reproducible_and_alive(name):
         logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     assert min(widest) > 0.1 and max(widest) < 5  # neither dead nor exploding anywhere
     assert 0.1 < logits.std() < 5
+
+
+def test_random_vision_transformer_is_alive():
+    known, model, again = architecture("deit-small-16"), *(random_model("deit-small-16", 2) for _ in range(2))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    widths = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _module, inputs, _output: widths.append(inputs[0].std().item()))
+    pixels = known.preprocess.normalize(random_images(4, known.size, 9))
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert len(widths) == 25 and min(widths) > 0.5 and max(widths) < 20  # the residual stream grows from layer to layer
+    assert 0.1 < logits.std() < 5 and logits.std(0).mean() > 0.05
 
 
 def test_random_images_look_like_photographs():

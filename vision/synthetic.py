@@ -1,8 +1,8 @@
 """Networks with random weights and images from noise: for exactness and speed where no checkpoint is at hand.
 
 Quantization only says something about a network whose activations look like a trained one's, so the weights keep the
-variance (He et al., 2015), every BatchNorm2d gets its own random scale, shift and statistics that fit its input, and
-the images have the 1/f spectrum of photographs.
+variance (He et al., 2015), every BatchNorm2d gets its own random scale, shift and statistics that fit its input, every
+LayerNorm its own scale and shift, and the images have the 1/f spectrum of photographs.
 """
 
 import numpy as np
@@ -27,9 +27,15 @@ def random_model(name: str, seed: int = 0) -> nn.Module:
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0.0, 0.3)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0.0, 0.1)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
                 nn.init.normal_(module.bias, 0.0, 0.1)
+        for name, value in model.named_parameters():
+            if name.endswith(("cls_token", "position_embeddings")):  # of the size of a patch's embedding
+                nn.init.normal_(value, 0.0, 1.0)
         _settle(model, known, seed)
     return model.eval().requires_grad_(False)
 

@@ -1,6 +1,7 @@
-"""The vision architectures that no library we may depend on ships, and the registry that names them.
+"""The vision architectures that no library we may depend on ships, and the registry that names all of them.
 
 To add one: write its module with a builder and a `from_state_dict`, and add a line to ARCHITECTURES and to FAMILIES.
+Of vision transformers transformers ships the definitions: they are here for their names, and come in its folders.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from intq.errors import IntqError
-from intq.vision.models import efficientnet_lite, inception, mobilenet, resnet, squeezenext
+from intq.vision.models import efficientnet_lite, inception, mobilenet, resnet, squeezenext, vit
 from intq.vision.preprocess import Preprocess
 
 IMAGENET_MEAN, IMAGENET_STD = inception.MEAN, inception.STD
@@ -57,6 +58,8 @@ ARCHITECTURES = {
             efficientnet_lite.efficientnet_lite0,
             _imagenet(256, 224, _LITE_MEAN, _LITE_STD, "bicubic"),
         ),
+        Architecture("vit-base-16", vit.vit(768, 12, 12), Preprocess((224, 224), None, "bilinear", HALF, HALF)),
+        Architecture("deit-small-16", vit.vit(384, 12, 6), _imagenet(256, 224, interpolation="bicubic")),
         Architecture("small_resnet", resnet.small_resnet, _small(1), classes=10),
         Architecture("small_mobilenet_v2", mobilenet.small_mobilenet_v2, _small(1), classes=10),
     )
