@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
+from intq.kernels.cpu.build import local, ramp
 from intq.kernels.pack import HIGH_WORD
 
 
@@ -79,6 +81,12 @@ class Vector:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    def __le__(self, other) -> Vector:
+        return replace(self._operate(other, lambda a, b: a <= b), dtype="bool")
+
+    def __ge__(self, other) -> Vector:
+        return replace(self._operate(other, lambda a, b: a >= b), dtype="bool")
+
     def lifted(self, places: int) -> Vector:
         """Times ``2**places``."""
         return self._operate(places, lambda a, b: a << b) if places else self
@@ -132,8 +140,35 @@ class TvmDialect:
         return low_words(x) if x.dtype == "int64" else x
 
     @staticmethod
+    def shift_left(x: Vector, places: int) -> Vector:
+        return x.lifted(places)
+
+    @staticmethod
+    def within(x: Vector, low: int, high: int) -> Vector:
+        return x
+
+    @staticmethod
+    def where(condition: Vector, a: Vector, b: Vector) -> Vector:
+        """a where the condition holds, else b; see :func:`held`."""
+        parts = zip(condition.parts, a.clamped().parts, b.clamped().parts, strict=True)
+        return held(replace(a, parts=tuple(tirx.Select(*part) for part in parts), bounds=None))
+
+    @staticmethod
     def clamp(x: Vector, low: int, high: int) -> Vector:
         return replace(x.clamped(), bounds=(low, high))
+
+
+def held(x: Vector) -> Vector:
+    """The same, computed here and once: each round of a root or a quotient uses the last one's results several times.
+
+    In buffers, which LLVM makes registers: TVM takes for ever to simplify a long chain of ``T.Bind``.
+    """
+    parts = []
+    for part in x.parts:
+        buffer, place = local(lanes(part), x.dtype), ramp(0, lanes(part))
+        T.buffer_store(buffer, part, [place])
+        parts.append(buffer[place])
+    return replace(x, parts=tuple(parts))
 
 
 def high_words(x: Vector) -> Vector:
