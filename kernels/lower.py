@@ -16,6 +16,7 @@ from intq.kernels.cpu.contract import contraction
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
 from intq.kernels.cpu.epilogue import Epilogue
 from intq.kernels.cpu.isa import ISAS
+from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
 from intq.kernels.library import Library, description, structure
@@ -116,6 +117,11 @@ def _max_pool(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return pool.max_pool("kernel", OPS[node.op].body, node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
 
+def _layernorm(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    rescale = pack.rescale_of(node, inputs)
+    return layernorm("kernel", ISAS[isa], node.attrs, rescale, _tensor(inputs[0]), _tensor(node.output))
+
+
 def _move(write: Callable) -> Callable:
     return lambda node, inputs, arrays, isa: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
@@ -128,6 +134,7 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,
+    "rows": _layernorm,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,

@@ -16,7 +16,7 @@ HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 3
 PER_CHANNEL = ("multiplier", "residual_multiplier", "offset")  # the fields of a packed run, in order; the shift is last
 PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
 
-NO_RESCALE = ("weight", "pad_value", "table", "curve")  # constants that are none of a rescale's
+NO_RESCALE = ("epsilon", "weight", "pad_value", "table", "curve")  # constants that are none of a rescale's
 
 Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
 
@@ -35,6 +35,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = [epilogue(rescale_of(node, inputs), [(0, row)])]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
+    if "epsilon" in constants:
+        out.append(constants["epsilon"].reshape(1))
     if node.op == "pad" or any(node.attrs.get("padding", ())):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
