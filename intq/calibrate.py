@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intq.errors import IntqError
-from intq.floatgraph import FloatGraph
+from intq.floatgraph import FloatGraph, by_channel
 
 METHODS = ("minmax", "percentile", "mse")
 BINS = 2048
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Per channel (axis 1): the least and the greatest of ``count`` values seen, and their mean square."""
+    """Per channel: the least and the greatest of ``count`` values seen, and their mean square."""
 
     low: Tensor
     high: Tensor
@@ -51,24 +51,31 @@ class Histogram:
         return self.low + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
 
 
+def mirrored(histogram: Histogram) -> Histogram:
+    """The histogram of the values' negatives."""
+    return Histogram(-histogram.high, -histogram.low, histogram.counts.flip(0))
+
+
 def observe_limits(graph: FloatGraph, batches: Sequence[Tensor], progress: Progress) -> dict[str, Limits]:
     """The limits of every value over all batches.
 
     Raises IntqError when a value is not finite.
     """
     limits: dict[str, Limits] = {}
-    samples = sum(len(batch) for batch in batches)
+    samples, real = sum(batch.numel() for batch in batches), graph.real()
     for done, batch in enumerate(batches):
         for name, value in graph.values(batch):
-            by_channel = value.transpose(0, 1).flatten(1)
-            low, high = (side.double() for side in torch.aminmax(by_channel, dim=1))
+            if name not in real:
+                continue
+            rows = by_channel(value)
+            low, high = (side.double() for side in torch.aminmax(rows, dim=1))
             if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
                 raise IntqError(
                     f"{name}: the float network computes NaN or infinity on the calibration data; "
                     "check the data's scale and the checkpoint"
                 )
-            square = by_channel.square().mean(1, dtype=torch.float64) * (len(batch) / samples)
-            count = by_channel.shape[1]
+            square = rows.square().mean(1, dtype=torch.float64) * (batch.numel() / samples)
+            count = rows.shape[1]
             if name in limits:
                 seen = limits[name]
                 low, high, square = torch.minimum(seen.low, low), torch.maximum(seen.high, high), seen.square + square
@@ -86,7 +93,7 @@ def observe_histograms(
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in limits}
     for done, batch in enumerate(batches):
         for name, value in graph.values(batch):
-            low, high = ends[name]
+            low, high = ends.get(name, (0.0, 0.0))
             if high > low:
                 counts[name] += torch.histc(value.float().clamp(low, high), BINS, low, high).double()
         progress(done + 1, len(batches))

@@ -6,12 +6,16 @@ what remains is exact arithmetic on multipliers and offsets, and moving axes.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from intq.emit_transformer import EMIT as TRANSFORMER
+from intq.emit_transformer import curve_of, halves, high_sums, pad_tokens
 from intq.errors import IntqError
 from intq.fixedpoint import dyadic_terms, offset_of
 from intq.floatgraph import FloatNode, evaluate
@@ -47,11 +51,14 @@ class _Emitter:
         q = quants[graph.input]
         value = input_value or Value(graph.input, shape, q.dtype, *DTYPE_RANGE[q.dtype], q.scale, q.zero_point)
         self.input = value
+        self.graph_longest = value.longest
         self.at: dict[str, tuple[Value, tuple[int, ...]]] = {graph.input: (value, order)}
         self.made: dict[tuple, Value] = {}  # transposed and narrowed copies
 
     def run(self, metadata: dict) -> Graph:
         for node in self.graph.nodes:
+            if node.name in self.plan.curved:
+                continue  # the function that reads it ends it
             take = _EMIT.get(node.op)
             if take is None:
                 raise IntqError(
@@ -111,31 +118,45 @@ class _Emitter:
         return self.add("requantize", name, [x], quant, source, {"low": low, "high": high}, constants)
 
 
-def _contraction(e: _Emitter, node: FloatNode):
+def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None):
+    """With ``function``: a linear layer that ends in its curve, and whose own quant is the curve's argument."""
     quant, weights = e.quants[node.name], e.plan.weights[node.name]
-    rank = len(node.shape)
-    order = channel_last(rank)
-    x = e.in_order(node.inputs[0], order, eight_bits=True)
-    has = e.plan.eight_bits(node.inputs[0])
+    order = channel_last(len(node.shape))
+    wide = node.name in e.plan.wide_readers
+    if wide and len(node.inputs) > 1:
+        return _sum_of_three(e, node)
+    x = e.in_order(node.inputs[0], order, eight_bits=not wide)
+    has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
     q = weights.q.numpy().astype(np.int8)
     scale, bias = (t.double().numpy() for t in (weights.scale, weights.bias))
-    sums = q.reshape(q.shape[0], -1).astype(np.int64).sum(1)
-    inputs, reals = [x], [has.scale * scale / quant.scale]
-    if len(node.inputs) > 1:
-        residual = e.quants[node.inputs[1]]
-        inputs.append(e.in_order(node.inputs[1], order))
+    inputs, reals, sums = [x], [has.scale * scale / quant.scale], q.reshape(q.shape[0], -1).astype(np.int64).sum(1)
+    zeros = [has.zero_point * sums]  # what the terms' zero points add, in units of the terms
+    if wide:
+        high, low = halves(e, node, x)
+        inputs = [low, high_sums(e, node, high, np.ascontiguousarray(q))]
+        reals, zeros = [reals[0], high.scale / low.scale * reals[0]], [0 * sums, high.zero_point * sums]
+    rest = node.inputs[1:]
+    if rest and not wide:
+        residual = e.quants[rest[0]]
+        inputs.append(e.in_order(rest[0], order))
         units = node.parameters.get("residual_scale", torch.ones(len(q))).double().numpy()
         reals.append(units * (residual.scale / quant.scale))
+        zeros.append(np.full(len(q), residual.zero_point))
     multipliers, shift = dyadic_terms(reals)
     offset = offset_of(bias / quant.scale, shift, quant.zero_point)
-    offset = offset - has.zero_point * sums * multipliers[0].astype(np.int64)
-    constants = {"multiplier": multipliers[0], "shift": shift}
-    if len(node.inputs) > 1:
-        offset = offset - residual.zero_point * multipliers[1].astype(np.int64)
+    for zero, multiplier in zip(zeros, multipliers, strict=True):
+        offset = offset - zero * multiplier.astype(np.int64)
+    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift}
+    if len(inputs) > 1:
         constants["residual_multiplier"] = multipliers[1]
-    constants["offset"] = offset
-    low, high = quant.limits(node.low, node.high)
-    attrs = {"low": low, "high": high}
+    name, attrs = node.name, {}
+    if function is not None:
+        name, argument, quant = function.name, quant, e.quants[function.name]
+        curve = curve_of(function, argument.interval, quant)
+        constants["curve"] = curve.coefficients
+        attrs = {"drop": curve.drop, "function": function.attrs["function"]}
+    low, high = quant.limits(*(-math.inf, math.inf) if function is not None else (node.low, node.high))
+    attrs |= {"low": low, "high": high}
     if node.op == "linear":
         constants["weight"] = np.ascontiguousarray(q)
     else:
@@ -143,7 +164,24 @@ def _contraction(e: _Emitter, node: FloatNode):
         pad = node.parameters.get("pad", torch.zeros(x.shape[3])).double().numpy()
         constants["pad_value"] = np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8)
         attrs |= {k: node.attrs[k] for k in ("stride", "padding", "dilation", "groups")}
-    return e.add(node.op, node.name, inputs, quant, node, attrs, constants), order
+    return e.add(node.op, name, inputs, quant, function or node, attrs, constants), order
+
+
+def _sum_of_three(e: _Emitter, node: FloatNode):
+    """A linear layer of 16 bits, whose two halves are two terms already, and a residual: summed after it in 32 bits."""
+    quant, name = e.quants[node.name], f"{node.name}.layer"
+    fine = Quant("int32", quant.scale / 2**12, 0)
+    plan = replace(
+        e.plan,
+        quants={**e.quants, name: fine},
+        weights={**e.plan.weights, name: e.plan.weights[node.name]},
+        wide_readers=e.plan.wide_readers | {name},
+    )
+    alone = copy.copy(e)
+    alone.plan, alone.quants = plan, plan.quants
+    e.at[name] = _contraction(alone, replace(node, name=name, inputs=node.inputs[:1], attrs={}))
+    alone.at = e.at
+    return _add(alone, replace(node, inputs=(name, node.inputs[1])))
 
 
 def _affine(e: _Emitter, node: FloatNode):
@@ -192,6 +230,8 @@ def _mul(e: _Emitter, node: FloatNode):
 
 
 def _function(e: _Emitter, node: FloatNode):
+    if node.inputs[0] in e.plan.curved:
+        return _contraction(e, next(n for n in e.graph.nodes if n.name == node.inputs[0]), node)
     quant, has = e.quants[node.name], e.plan.eight_bits(node.inputs[0])
     order = e.at[node.inputs[0]][1]
     x = e.in_order(node.inputs[0], order, eight_bits=True)
@@ -249,6 +289,9 @@ def _slice(e: _Emitter, node: FloatNode):
 
 
 def _pad(e: _Emitter, node: FloatNode):
+    padding = node.attrs["padding"]
+    if len(node.shape) == 3 and not any(padding[2]):
+        return pad_tokens(e, node)
     if len(node.shape) != 4:
         raise IntqError(f"{node.module or node.name}: pad takes (n, c, h, w) alone, got rank {len(node.shape)}")
     x, quant = e.in_order(node.inputs[0], IMAGE), e.quants[node.name]
@@ -334,4 +377,5 @@ _EMIT = {
     "pad": _pad,
     "permute": _permute,
     "reshape": _reshape,
+    **TRANSFORMER,
 }

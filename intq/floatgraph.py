@@ -92,6 +92,18 @@ class FloatGraph:
     output: str
     notices: tuple[str, ...] = ()
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the input is token ids."""
+        return TOKENS in self.input_shape
+
+    def real(self) -> dict[str, tuple]:
+        """The shapes of all values but token ids and masks: those that have a scale."""
+        masks = {node.name for node in self.nodes if node.op == "mask"}
+        return {
+            k: v for k, v in self.shapes().items() if k not in masks and not (self.reads_tokens and k == self.input)
+        }
+
     def shapes(self) -> dict[str, tuple]:
         return {self.input: self.input_shape} | {node.name: node.shape for node in self.nodes}
 

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from intq.curves import TOP
 from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate, limited, scaled_residual
 from intq.value import DTYPE_RANGE
 
 MOVES = frozenset({"concat", "max_pool2d", "reshape", "permute", "slice", "pad"})  # these keep their inputs' scale
 CONTRACTIONS = frozenset({"conv2d", "linear"})
+
+
+ARGUMENT = "curve argument"  # the dtype, so to speak, of what a linear layer hands to the curve at its end
+LEVELS = {**DTYPE_RANGE, ARGUMENT: (0, TOP)}
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,17 @@ class Quant:
 
     dtype: str
     scale: float
-    zero_point: int
+    zero_point: float  # an integer, except in a curve's argument
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The real values of the least and of the greatest integer."""
+        least, most = LEVELS[self.dtype]
+        return self.scale * (least - self.zero_point), self.scale * (most - self.zero_point)
 
     def limits(self, low: float, high: float) -> tuple[int, int]:
         """The integers nearest to two real limits (infinite: the dtype's own)."""
-        least, most = DTYPE_RANGE[self.dtype]
+        least, most = LEVELS[self.dtype]
         at = [
             default if math.isinf(v) else min(max(round(v / self.scale) + self.zero_point, least), most)
             for v, default in ((low, least), (high, most))
@@ -58,12 +69,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Plan:
-    """``quants``: of every value. ``narrow``: 8 bits for a wider value, where a reader takes 8 bits alone."""
+    """``quants``: of every value. ``narrow``: 8 bits for a wider value, where a reader takes 8 bits alone.
+
+    ``curved``: the linear layers that end in the curve of the function which alone reads them. ``wide_readers``: those
+    that take their input in 16 bits.
+    """
 
     graph: FloatGraph
     quants: Mapping[str, Quant]
     narrow: Mapping[str, Quant]
     weights: Mapping[str, Weights]
+    curved: frozenset[str] = frozenset()
+    wide_readers: frozenset[str] = frozenset()
 
     def eight_bits(self, name: str) -> Quant:
         return self.narrow.get(name, self.quants[name])
@@ -71,7 +88,7 @@ class Plan:
     def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every value of the quantized network as real numbers, the input first."""
         last = {name: node.name for node in self.graph.nodes for name in node.inputs}
-        values = {self.graph.input: self.quants[self.graph.input].round(x)}
+        values = {self.graph.input: x if self.graph.reads_tokens else self.quants[self.graph.input].round(x)}
         yield self.graph.input, values[self.graph.input]
         for node in self.graph.nodes:
             result = self.step(node, [values[name] for name in node.inputs])
@@ -93,12 +110,17 @@ class Plan:
             result = limited(node, result + scaled_residual(node, inputs[1]) if len(inputs) > 1 else result)
         else:
             result = evaluate(node, *inputs)
-        return result if node.op in MOVES else self.quants[node.name].round(result, node.low, node.high)
+        return (
+            result
+            if node.op in MOVES or node.op == "mask"
+            else self.quants[node.name].round(result, node.low, node.high)
+        )
 
     def read(self, node: FloatNode, inputs: list[Tensor]) -> list[Tensor]:
         """The inputs as the node reads them: in 8 bits, a residual and the operands of a sum excepted."""
         takes_eight = {"conv2d": 1, "linear": 1, "mul": 2, "function": 1}.get(node.op, 0)
+        wide = node.name in self.wide_readers
         return [
-            self.narrow[name].round(x) if i < takes_eight and name in self.narrow else x
+            self.narrow[name].round(x) if i < takes_eight and name in self.narrow and not wide else x
             for i, (name, x) in enumerate(zip(node.inputs, inputs, strict=True))
         ]

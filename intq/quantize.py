@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from intq.calibrate import METHODS, Histogram, choose_range, observe_histograms, observe_limits
+from intq.calibrate import METHODS, Histogram, choose_range, mirrored, observe_histograms, observe_limits
 from intq.capture import capture
 from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
@@ -20,11 +20,15 @@ from intq.graph import Graph
 from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
 from intq.rounding import ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
+from intq.tokens import sentences, spread_tokens, tokens_value
+from intq.transformer import with_ibert_functions
 from intq.value import Value
+from intq.widths import curve_argument, curve_arguments, wide_readers, wide_values
 
 CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
 NOISE_BATCHES = 2  # of the walk's, by which the layers' noise is measured
+WALK_TOKENS = 4096  # tokens of the same
 WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
 INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
 INT16_HEADROOM = 1.5
@@ -42,12 +46,19 @@ class Options:
     rounding: str = "gptq"
     residual_bits: int = 8
     seed: int = 0
+    functions: str = "exact"
+    bits: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("rounding", ROUNDINGS), ("residual_bits", (8, 16))):
+        choices = {"method": METHODS, "rounding": ROUNDINGS, "residual_bits": (8, 16), "functions": ("exact", "ibert")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(map(str, allowed))
                 raise IntqError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for pattern, bits in self.bits.items():
+            if bits not in (8, 16):
+                raise IntqError(f"activations have 8 or 16 bits, got {bits} for {pattern!r}")
 
 
 def quantize(
@@ -61,6 +72,9 @@ def quantize(
     bias_correction: bool = True,
     rounding: str = "gptq",
     residual_bits: int = 8,
+    functions: str = "exact",
+    bits: Mapping[str, int] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Graph:
@@ -69,9 +83,13 @@ def quantize(
     ``calibration``: batches of the model's input, labels not needed. Either uint8 pixels (n, h, w, c): the model's
     input is then ``(pixel / 255 - mean) / std`` (per channel; default 0 and 1), which becomes part of the first
     convolution, and the integer network takes the pixels. Or float tensors (n, ...) as the model takes them: the
-    integer network's input is then uint8 with the scale and zero point of its declared value, channel last.
+    integer network's input is then uint8 with the scale and zero point of its declared value, channel last. Or integers
+    (n, tokens): token ids, padded as the model wants it; the integer network takes ids of any number of tokens.
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
-    ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums.
+    ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
+    LayerNorm it is 16 always. ``functions``: "ibert" takes I-BERT's polynomials for GELU and exp, for checkpoints trained
+    with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers read 16-bit activations. ``ranges``:
+    {module path: (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph.
     ``progress(stage, done, total)`` is called along the way.
 
@@ -79,7 +97,17 @@ def quantize(
     calibration data, and ``notices``: what was left out.
     Raises IntqError for a model or an operation that cannot be taken, NaN or infinite weights, or unusable data.
     """
-    options = Options(method, equalize, bias_correction, rounding, residual_bits, seed)
+    options = Options(
+        method,
+        equalize,
+        bias_correction,
+        rounding,
+        residual_bits,
+        seed,
+        functions,
+        dict(bits or {}),
+        dict(ranges or {}),
+    )
     report = progress or (lambda stage, done, total: None)
     batches, pixels = _batches(calibration)
     if not pixels and not (mean is None and std is None):
@@ -90,6 +118,10 @@ def quantize(
         graph, value = _normalize(graph, mean, std)
     with torch.no_grad():
         graph = simplify(graph)
+        if graph.reads_tokens:
+            value, batches = tokens_value(graph), sentences(graph, batches)
+        if functions == "ibert":
+            graph = with_ibert_functions(graph)
         report("capture", 1, 1)
         plan = _choose_ranges(graph, batches, options, pixels, report)
         walked = _for_walk(plan.graph, batches)
@@ -109,6 +141,8 @@ def _batches(calibration: Iterable) -> tuple[list[Tensor], bool]:
     batches = [b for b in batches if b.ndim > 0 and len(b) > 0]
     if not batches:
         raise IntqError("no calibration data: quantization needs samples of the input (no labels); a few dozen will do")
+    if all(not b.is_floating_point() and b.ndim == 2 for b in batches):
+        return [b.long() for b in batches], False
     if len({(b.shape[1:], b.dtype) for b in batches}) > 1:
         found = ", ".join(sorted({f"{tuple(b.shape[1:])} {b.dtype}" for b in batches}))
         raise IntqError(f"calibration batches must agree in shape and type, got {found}; resize or crop the samples")
@@ -117,7 +151,7 @@ def _batches(calibration: Iterable) -> tuple[list[Tensor], bool]:
         raise IntqError(f"uint8 calibration data must be pixels (n, h, w, c), got shape {tuple(whole.shape)}")
     if not pixels and not (whole.is_floating_point() and whole.ndim >= 2):
         raise IntqError(
-            f"calibration data must be uint8 pixels (n, h, w, c) or float samples (n, ...), "
+            f"calibration data must be uint8 pixels (n, h, w, c), float samples (n, ...) or token ids (n, tokens), "
             f"got {whole.dtype} of shape {tuple(whole.shape)}"
         )
     if not pixels and not torch.isfinite(whole).all():
@@ -145,6 +179,8 @@ def _normalize(
 
 def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
     """Samples from all over the data, as many as the walk keeps in memory."""
+    if graph.reads_tokens:
+        return spread_tokens(batches, WALK_TOKENS)
     largest = max(math.prod(shape[1:]) for shape in graph.shapes().values())
     wanted = max(1, min(WALK_SAMPLES, WALK_FLOATS // largest))
     whole = torch.cat(batches)
@@ -169,7 +205,7 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
 
 def tied_groups(graph: FloatGraph) -> list[list[str]]:
     """The values by groups that share one scale and zero point: what only moves or selects integers ties them."""
-    parent = {name: name for name in graph.shapes()}
+    parent = {name: name for name in graph.real()}
 
     def find(name: str) -> str:
         while parent[name] != name:
@@ -188,23 +224,36 @@ def tied_groups(graph: FloatGraph) -> list[list[str]]:
 
 def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], options: Options, pixels: bool) -> Plan:
     """A plan without weights: what the integers of every value mean."""
-    makers, users, sums = {n.name: n for n in graph.nodes}, graph.users(), _residual_sums(graph)
-    quants, narrow = {}, {}
+    makers, users = {n.name: n for n in graph.nodes}, graph.users()
+    readers = wide_readers(graph, options.bits)
+    wide, curved = wide_values(graph, readers, options.residual_bits == 16), curve_arguments(graph)
+    quants, narrow = {name: Quant("uint8", 1.0, 0) for name in graph.shapes()}, {}
+    if graph.reads_tokens:
+        quants[graph.input] = Quant("int32", 1.0, 0)
     for names in tied_groups(graph):
         fresh = [n for n in names if n not in makers or makers[n].op not in MOVES]
-        low, high = choose_range([histograms[n] for n in fresh], options.method, _reader(names, users))
+        seen = [histograms[n] for n in fresh]
+        known = [options.ranges[makers[n].module] for n in fresh if n in makers and makers[n].module in options.ranges]
+        symmetric = any(user.op == "attention" for name in names for user in users[name])
+        low, high = choose_range(
+            [*seen, *map(mirrored, seen)] if symmetric else seen, options.method, _reader(names, users)
+        )
+        if known:
+            low, high = min(0.0, *(k[0] for k in known)), max(0.0, *(k[1] for k in known))
         high = min([high, *(float(makers[n].channel_high.min()) for n in fresh if n in makers)])
-        quant = affine_uint8(low, high)
+        quant = symmetric_uint8(max(-low, high)) if symmetric else affine_uint8(low, high)
         largest = max(max(abs(histograms[n].low), abs(histograms[n].high)) for n in fresh) or 1.0
         if pixels and graph.input in names:
             quant = Quant("uint8", 1.0, 0)
         elif _are_scores(graph, names, fresh, makers, users):
             quant = Quant("int32", largest / INT32_SCORES, 0)
-        elif options.residual_bits == 16 and len(names) == 1 and names[0] in sums:
-            narrow[names[0]] = quant
+        elif any(name in wide for name in names):
+            narrow.update(dict.fromkeys(names, quant))
             quant = Quant("int16", INT16_HEADROOM * largest / 2**15, 0)
         quants.update(dict.fromkeys(names, quant))
-    return Plan(graph, quants, narrow, {})
+    for name in curved:
+        quants[name] = curve_argument(users[name][0], histograms[name], quants[users[name][0].name])
+    return Plan(graph, quants, narrow, {}, curved, readers)
 
 
 def affine_uint8(low: float, high: float) -> Quant:
@@ -215,22 +264,16 @@ def affine_uint8(low: float, high: float) -> Quant:
     return Quant("uint8", scale, min(max(round(-low / scale), 0), 255))
 
 
+def symmetric_uint8(high: float) -> Quant:
+    """Integers about 128, the levels of an int8, over [-high, high]: what attention takes."""
+    return Quant("uint8", high / 127 if high > 0 else 1.0, 128)
+
+
 def _are_scores(graph: FloatGraph, names: list[str], fresh: list[str], makers: dict, users: dict) -> bool:
     """Whether the values are the network's answer alone and made by sums, which keep 32 bits."""
     read_inside = any(user.op not in MOVES for name in names for user in users[name])
     from_sums = all(name in makers and makers[name].op != "function" for name in fresh)
     return graph.output in names and not read_inside and from_sums
-
-
-def _residual_sums(graph: FloatGraph) -> set[str]:
-    """The values that residual additions read or make."""
-    sums = set()
-    for node in graph.nodes:
-        if node.op == "add":
-            sums |= {node.name, *node.inputs}
-        elif node.op in CONTRACTIONS and len(node.inputs) > 1:
-            sums |= {node.name, node.inputs[1]}
-    return sums
 
 
 def _reader(names: list[str], users: Mapping[str, list[FloatNode]]) -> Callable[[Tensor], Tensor] | None:
@@ -279,7 +322,7 @@ def layer_noise(plan: Plan, batches: Sequence[Tensor]) -> list[dict]:
             power = powers.setdefault(name, [0.0, 0.0])
             power[0] += float(exact.double().square().sum())
             power[1] += float((exact.double() - rough).square().sum())
-    computed = [node.name for node in plan.graph.nodes if node.op not in MOVES]
+    computed = [node.name for node in plan.graph.nodes if node.op not in (*MOVES, "mask")]
     return [{"name": name, "sqnr_db": round(decibel(*powers[name]), 2)} for name in computed]
 
 

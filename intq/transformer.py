@@ -51,3 +51,18 @@ def merge_heads(graph: FloatGraph) -> FloatGraph:
                 node, name=join.name, inputs=(*whole, *node.inputs[3:]), shape=join.shape, module=node.module
             )
     return replace(graph, nodes=tuple(changed.get(n.name, n) for n in graph.nodes))
+
+
+IBERT = {"gelu": "ibert_gelu", "gelu_tanh": "ibert_gelu"}
+
+
+def with_ibert_functions(graph: FloatGraph) -> FloatGraph:
+    """I-BERT's polynomials for GELU and for softmax's exponential (Kim et al. 2021, eq. 8 and 13)."""
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "function" and node.attrs["function"] in IBERT and "body" not in node.attrs:
+            node = node.with_attrs(function=IBERT[node.attrs["function"]])
+        elif node.op == "attention":
+            node = node.with_attrs(exponential="ibert_exp")
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))

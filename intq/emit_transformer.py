@@ -1,0 +1,196 @@
+"""What :mod:`intq.emit` writes for a transformer's operations, and for layers that read 16 bits.
+
+Each function is ``take(e, node) -> (value, order of the float axes)`` like those in :mod:`intq.emit`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from intq.curves import Curve, fit
+from intq.fixedpoint import dyadic_terms, offset_of
+from intq.floatgraph import FloatNode, evaluate
+from intq.functions import FUNCTIONS
+from intq.ops.attention import LARGEST, RECIPROCAL_BITS, SHARE_SHIFT, ZERO_POINT
+from intq.ops.embedding import NO_TOKEN
+from intq.ops.rows import UNIT_BITS
+from intq.plan import Quant
+from intq.value import DTYPE_RANGE, Value
+
+WORD_LIMIT, ROW_LIMIT = 127, 2**15 - 1
+# exp(-NOTHING) * 255 rounds to 0: further below its row's maximum a score has no weight.
+NOTHING = 6.3
+BYTE = 256
+
+
+def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
+    low, high = quant.limits(node.low, node.high)
+    return {"low": low, "high": high}
+
+
+def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant) -> Curve:
+    """The polynomials of a function node on an interval, in the integers of its result."""
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return evaluate(node, torch.from_numpy(x).reshape(-1, 1)).reshape(x.shape).numpy()
+
+    return fit(function, *domain, quant.scale, quant.zero_point, quant.dtype)
+
+
+def mask(e, node: FloatNode):
+    ids, order = e.at[node.inputs[0]]
+    attrs = {"value": node.attrs["padding"]}
+    return e.add("differs", node.name, [ids], e.quants[node.name], node, attrs), order
+
+
+def embedding(e, node: FloatNode):
+    ids, _ = e.at[node.inputs[0]]
+    quant, tables = e.quants[node.name], {k: t.double().numpy() for k, t in node.parameters.items()}
+    channels = node.shape[-1]
+    word = tables["word"]
+    word_scale = np.maximum(np.abs(word).max(1), 1e-30) / WORD_LIMIT
+    constants: dict[str, np.ndarray] = {"word": np.rint(word / word_scale[:, None]).astype(np.int8)}
+    reals = [word_scale.max() / quant.scale]
+    for name in ("position", "segment"):
+        table = tables.get(name, np.zeros((1, channels)))
+        if name == "position" and name not in tables:
+            table = np.zeros((e.graph_longest, channels))
+        scale = max(np.abs(table).max(), 1e-30) / ROW_LIMIT
+        constants[name] = np.rint(table / scale).astype(np.int16)
+        reals.append(scale / quant.scale)
+    (_, position, segment), shift = dyadic_terms(reals)
+    multiplier = np.rint(np.ldexp(word_scale / quant.scale, int(shift))).astype(np.int32)
+    constants |= {"word_multiplier": multiplier, "position_multiplier": position, "segment_multiplier": segment}
+    constants |= {"offset": offset_of(0.0, shift, quant.zero_point), "shift": shift}
+    attrs = {
+        "positions": node.attrs.get("positions", "index"),
+        "padding": node.attrs.get("padding", NO_TOKEN),
+        "separator": node.attrs.get("separator", NO_TOKEN),
+    }
+    return e.add("embedding", node.name, [ids], quant, node, attrs | limits(node, quant), constants), (0, 1, 2)
+
+
+def layer_norm(e, node: FloatNode):
+    order = tuple(range(len(node.shape)))
+    x, has, quant = e.in_order(node.inputs[0], order), e.quants[node.inputs[0]], e.quants[node.name]
+    gamma, beta = (node.parameters[k].double().numpy() for k in ("weight", "bias"))
+    size = len(gamma)
+    (multiplier,), shift = dyadic_terms([gamma / (quant.scale * 2.0**UNIT_BITS)])
+    epsilon = min(round(size * size * node.attrs["epsilon"] / has.scale**2), (size << 15) ** 2)
+    constants = {
+        "multiplier": multiplier,
+        "offset": offset_of(beta / quant.scale, shift, quant.zero_point),
+        "shift": shift,
+        "epsilon": np.array(epsilon, np.int64),
+    }
+    return e.add("layernorm", node.name, [x], quant, node, {"size": size, **limits(node, quant)}, constants), order
+
+
+def attention(e, node: FloatNode):
+    order, quant = (0, 1, 2), e.quants[node.name]
+    inputs = [e.in_order(name, order) for name in node.inputs[:3]]
+    inputs += [e.at[name][0] for name in node.inputs[3:]]
+    q, k, v = (e.quants[name].scale for name in node.inputs[:3])
+    exponential = FUNCTIONS[node.attrs.get("exponential", "exp")]
+
+    def weight(x: np.ndarray) -> np.ndarray:
+        return exponential(-torch.from_numpy(x)).numpy()
+
+    curve = fit(weight, 0.0, NOTHING, 1 / LARGEST)
+    (score,), score_shift = dyadic_terms([q * k * node.attrs["scale"] / curve.step])
+    (multiplier,), shift = dyadic_terms([v / quant.scale])
+    shift = shift + np.int32(RECIPROCAL_BITS - SHARE_SHIFT)
+    constants = {
+        "curve": curve.coefficients,
+        "score_multiplier": score,
+        "score_offset": offset_of(0.0, score_shift, 0),
+        "score_shift": score_shift,
+        "multiplier": multiplier,
+        "offset": offset_of(0.0, shift, quant.zero_point),
+        "shift": shift,
+    }
+    heads, channels, tokens = node.attrs["heads"], node.shape[-1], node.shape[1]
+    longest = tokens if isinstance(tokens, int) else e.graph_longest
+    attrs = {"heads": heads, "size": channels // heads, "longest": longest, "drop": curve.drop}
+    return e.add("attention", node.name, inputs, quant, node, attrs | limits(node, quant), constants), order
+
+
+def mean_tokens(e, node: FloatNode):
+    x, keep = e.in_order(node.inputs[0], (0, 1, 2)), e.at[node.inputs[1]][0]
+    has, quant = e.quants[node.inputs[0]], e.quants[node.name]
+    (multiplier,), shift = dyadic_terms([has.scale / quant.scale])
+    constants = {"multiplier": multiplier, "offset": offset_of(0.0, shift, quant.zero_point), "shift": shift}
+    attrs = {"longest": e.graph_longest, **limits(node, quant)}
+    return e.add("mean_tokens", node.name, [x, keep], quant, node, attrs, constants), (0, 1)
+
+
+def shift(e, node: FloatNode):
+    """A constant per token and channel: tokens and channels are one axis of so many channels meanwhile."""
+    order = (0, 1, 2)
+    x, has, quant = e.in_order(node.inputs[0], order), e.quants[node.inputs[0]], e.quants[node.name]
+    table = node.parameters["table"].double().numpy().ravel()
+    flat, whole = ("n", table.size), tuple(x.shape)
+    x = e.add("reshape", f"{node.name}.flat", [x], has, node, {"shape": flat})
+    y = e.requantize(f"{node.name}.sum", x, has, quant, node, np.ones(table.size), table, (node.low, node.high))
+    return e.add("reshape", node.name, [y], quant, node, {"shape": whole}), order
+
+
+def pad_tokens(e, node: FloatNode):
+    """Room before and after the tokens of (n, tokens, channels): an image of one row meanwhile."""
+    order = (0, 1, 2)
+    x, quant = e.in_order(node.inputs[0], order), e.quants[node.name]
+    (_, (before, after), _), (n, tokens, channels) = node.attrs["padding"], x.shape
+    row = e.add("reshape", f"{node.name}.row", [x], quant, node, {"shape": (n, 1, tokens, channels)})
+    value = round(node.attrs["value"] / quant.scale) + quant.zero_point
+    constants = {"pad_value": np.full(channels, value).astype(quant.dtype)}
+    padded = e.add("pad", f"{node.name}.pad", [row], quant, node, {"padding": (0, before, 0, after)}, constants)
+    shape = (n, tokens + before + after, channels)
+    return e.add("reshape", node.name, [padded], quant, node, {"shape": shape}), order
+
+
+# ---- 16 bits into a linear layer ---------------------------------------------------------------------------------
+
+
+def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
+    """(high, low) with ``x = 256 * (high - 128) + low``: an int16 as two uint8, which contractions take."""
+    key = (x.name, "halves")
+    if key not in e.made:
+        whole = {"low": 0, "high": BYTE - 1}
+        one = np.array(2**30, np.int32)
+        places = np.array(38, np.int32)
+        constants = {"multiplier": one, "offset": np.array(ZERO_POINT << 38, np.int64), "shift": places}
+        meaning = Quant("uint8", x.scale * BYTE, ZERO_POINT)
+        high = e.add("requantize", f"{x.name}.high", [x], meaning, node, whole, constants)
+        constants = {
+            "multiplier_a": np.array(2**22, np.int32),
+            "multiplier_b": np.array(-(2**30), np.int32),
+            "offset": np.array(ZERO_POINT << 30, np.int64),
+            "shift": np.array(22, np.int32),
+        }
+        low = e.add("add", f"{x.name}.low", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
+        e.made[key] = (high, low)
+    return e.made[key]
+
+
+def high_sums(e, node: FloatNode, high: Value, weight: np.ndarray) -> Value:
+    """The sums of the high halves as they are, int32: what the linear layer of the low halves adds 256 of."""
+    co = len(weight)
+    constants = {
+        "weight": weight,
+        "multiplier": np.full(co, 2**30, np.int32),
+        "offset": np.zeros(co, np.int64),
+        "shift": np.full(co, 30, np.int32),
+    }
+    attrs = dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
+    return e.add("linear", f"{node.name}.high", [high], Quant("int32", 1.0, 0), node, attrs, constants)
+
+
+EMIT = {
+    "mask": mask,
+    "embedding": embedding,
+    "layer_norm": layer_norm,
+    "attention": attention,
+    "mean_tokens": mean_tokens,
+    "shift": shift,
+}

@@ -1,0 +1,79 @@
+"""Which values of a network are wider than 8 bits, and which linear layers end in a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+
+from intq.calibrate import Histogram
+from intq.curves import TOP
+from intq.errors import IntqError
+from intq.floatgraph import FloatGraph, FloatNode, evaluate
+from intq.plan import ARGUMENT, CONTRACTIONS, Quant
+
+CURVE_HEADROOM = 1.25  # of a curve's interval over what calibration saw
+FLAT = 0.05  # output steps by which a curve may miss what lies outside its interval
+GRID = 4097
+
+
+def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
+    """The linear layers that read 16 bits: of the patterns that match a layer's path the last counts.
+
+    Raises IntqError for a pattern that matches none.
+    """
+    layers = [node for node in graph.nodes if node.op == "linear"]
+    for pattern in bits:
+        if not any(fnmatchcase(node.module, pattern) for node in layers):
+            known = ", ".join(node.module for node in layers[:4])
+            raise IntqError(f"no linear layer is called {pattern!r}; there are {known}, ...")
+    chosen = {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
+    return frozenset(name for name, b in chosen.items() if b == 16)
+
+
+def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> set[str]:
+    """The values in 16 bits: a transformer's residual stream, what its sums, LayerNorms and readers of 16 bits take."""
+    makers, wide = {node.name: node for node in graph.nodes}, set()
+    residuals = residuals or any(node.op == "layer_norm" for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op == "add" and residuals:
+            wide |= {node.name, *node.inputs}
+        elif node.op in CONTRACTIONS and len(node.inputs) > 1 and residuals:
+            wide |= {node.name, node.inputs[1]}
+        elif node.op in ("layer_norm", "mean_tokens"):
+            wide.add(node.inputs[0])
+        elif node.op in ("shift", "embedding"):
+            wide |= {node.name, *node.inputs}
+        if node.name in readers:
+            wide.add(node.inputs[0])
+    return {name for name in wide if name in makers}
+
+
+def curve_arguments(graph: FloatGraph) -> frozenset[str]:
+    """The linear layers that only one function reads: it becomes the curve at their end."""
+    users, found = graph.users(), set()
+    for node in graph.nodes:
+        alone = users[node.name][0] if len(users[node.name]) == 1 else None
+        if node.op == "linear" and alone is not None and alone.op == "function" and node.name != graph.output:
+            found.add(node.name)
+    return frozenset(found)
+
+
+def curve_argument(function: FloatNode, seen: Histogram, result: Quant) -> Quant:
+    """What the argument of a function means: 2**15 levels over what was seen and a quarter more.
+
+    Where the function does not change any more, or its result is clamped, the interval ends: beyond it the argument is
+    clamped, and the levels serve what matters.
+    """
+    low, high = CURVE_HEADROOM * min(seen.low, 0.0), CURVE_HEADROOM * max(seen.high, 0.0)
+    if not low < high:
+        low, high = -1.0, 1.0
+    x = torch.linspace(low, high, GRID, dtype=torch.float64)
+    y = evaluate(function, x[:, None])[:, 0].clamp(*result.interval)
+    moves = lambda end: ((y - end).abs() > FLAT * result.scale).nonzero().flatten()  # noqa: E731
+    first, last = moves(y[0]), moves(y[-1])
+    if len(first) and len(last):
+        low, high = float(x[max(int(first[0]) - 1, 0)]), float(x[min(int(last[-1]) + 1, GRID - 1)])
+    step = (high - low) / TOP
+    return Quant(ARGUMENT, step, -low / step)
