@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import random_graph
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from unbounded import unbounded
 
 from intq.backends import reference
 from intq.bounds import Interval, IntervalDialect, bounds, exactly
@@ -14,7 +15,7 @@ from intq.errors import UnprovenError
 from intq.fixedpoint import rescale
 from intq.graph import make_node
 from intq.ops import OPS
-from intq.value import DTYPE_RANGE, Value
+from intq.value import DTYPE_RANGE, Value, bind_shape
 
 INT16 = st.integers(-(2**15), 2**15 - 1)
 
@@ -180,26 +181,151 @@ def test_padding_belongs_to_the_bounds():
     assert (moved.low, moved.high) == (0, 200)
 
 
+def narrowed(value: Value, rng) -> Value:
+    """The same with other bounds inside its own; a mask stays one, as its operations ask."""
+    if value.name == "mask":
+        return value
+    low, high = sorted(rng.integers(value.low, value.high, 2, endpoint=True).tolist())
+    return replace(value, low=low, high=high)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_narrower_inputs_never_widen_the_bounds_and_still_contain_the_results(name):
     rng = np.random.default_rng(3)
     for sample in OPS[name].samples(rng):
-        narrow = []
-        for value in sample.inputs:
-            low, high = sorted(rng.integers(value.low, value.high, 2, endpoint=True).tolist())
-            narrow.append(replace(value, low=low, high=high))
+        narrow = [narrowed(value, rng) for value in sample.inputs]
         parts = {"dtype": sample.dtype, "attrs": sample.attrs, "constants": sample.constants}
         wide, node = make_node(name, "y", sample.inputs, **parts), make_node(name, "y", narrow, **parts)
         assert wide.output.low <= node.output.low and node.output.high <= wide.output.high
+        shapes = [bind_shape(v.shape, {"n": 2, "s": 5}) for v in narrow]
         for low_or_high in ("low", "high", None):
             arrays = [
-                np.full([2 if d == "n" else d for d in v.shape], getattr(v, low_or_high)).astype(v.dtype)
+                np.full(shape, getattr(v, low_or_high)).astype(v.dtype)
                 if low_or_high
-                else rng.integers(v.low, v.high, [2 if d == "n" else d for d in v.shape], endpoint=True).astype(v.dtype)
-                for v in narrow
+                else rng.integers(v.low, v.high, shape, endpoint=True).astype(v.dtype)
+                for v, shape in zip(narrow, shapes, strict=True)
             ]
             result = reference.run_node(node, arrays)
             assert node.output.low <= result.min() and result.max() <= node.output.high
+
+
+# ---- rows, tokens, attention: with any constants -----------------------------------------------------------------
+
+TEXT_OPS = ("curve", "differs", "embedding", "layernorm", "mean_tokens", "attention", "linear")
+
+
+def drawn(name: str, rng: np.random.Generator, wild: bool) -> tuple[tuple[Value, ...], dict]:
+    """An instance of an operation with random bounds of its inputs; ``wild``: its rescale is anything at all."""
+    samples = OPS[name].samples(rng)
+    sample = samples[rng.integers(len(samples))]
+    constants = dict(sample.constants)
+    if wild:
+        for key in ("multiplier", "residual_multiplier", "word_multiplier", "position_multiplier", "offset"):
+            if key in constants:
+                least, most = (-(2**31), 2**31) if key != "offset" else (-(2**62), 2**62)
+                constants[key] = rng.integers(least, most, constants[key].shape).astype(constants[key].dtype)
+        if "shift" in constants:
+            constants["shift"] = rng.integers(1, 63, constants["shift"].shape).astype(np.int32)
+    inputs = tuple(narrowed(value, rng) for value in sample.inputs)
+    return inputs, {"dtype": sample.dtype, "attrs": sample.attrs, "constants": constants}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(TEXT_OPS), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([1, 3, 20]))
+def test_no_input_leaves_the_proven_bounds(name, seed, wild, tokens):
+    """The reference in int32 and int64, where NumPy checks nothing, against the same in Python's integers."""
+    rng = np.random.default_rng(seed)
+    inputs, parts = drawn(name, rng, wild)
+    try:
+        node = make_node(name, "y", inputs, **parts)
+    except UnprovenError:
+        assert wild, "the samples themselves are proven"
+        return
+    sizes = {"n": 2, "s": tokens}
+    for ends in (False, True):
+        arrays = [
+            (
+                rng.choice([v.low, v.high], bind_shape(v.shape, sizes))
+                if ends
+                else rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True)
+            ).astype(v.dtype)
+            for v in inputs
+        ]
+        result = reference.run_node(node, arrays)
+        exact = unbounded(node, *arrays)
+        np.testing.assert_array_equal(result, exact.astype(np.int64))
+        assert node.output.low <= result.min() and result.max() <= node.output.high
+
+
+def sample_of(name: str, index: int = 0):
+    return OPS[name].samples(np.random.default_rng(0))[index]
+
+
+def proof_of(name: str, sample, **constants):
+    constants = dict(sample.constants) | {key: np.asarray(value) for key, value in constants.items()}
+    return bounds(name, sample.inputs, sample.attrs, constants, sample.dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "widest"),
+    [
+        ("attention", 0, 255 * 128 * 512),  # the weighted sum: scores of 64 channels need 2**14 * 64 only
+        ("layernorm", 0, 64 * 2**15),
+        ("layernorm", 2, 768 * 2**15),
+        ("mean_tokens", 0, 512 * 2**15),
+        ("mean_tokens", 1, 512 * 255),
+    ],
+)
+def test_the_widest_sum_is_reported(name, index, widest):
+    """Of negative products, of which there may be one more than of positive ones."""
+    assert proof_of(name, sample_of(name, index)).accumulator_bits == int(widest - 1).bit_length() + 1
+
+
+def test_the_scores_are_the_widest_sum_of_short_texts():
+    sample = sample_of("attention")
+    short = replace(sample, attrs=dict(sample.attrs) | {"longest": 4})
+    assert proof_of("attention", short).accumulator_bits == (64 * 128 * 128).bit_length() + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "constants", "says"),
+    [
+        ("attention", {"longest": 2**17}, {}, "a sum of up to 131072 values needs 33 bits, has 32"),
+        ("attention", {}, {"offset": np.int64(2**63 - 1)}, "needs 65 bits, has 64"),
+        (
+            "attention",
+            {},
+            {"score_shift": np.int32(58), "score_offset": np.int64(0)},
+            "of a masked score must be 0",
+        ),
+        ("attention", {"drop": 30}, {}, "largest score must be 255"),
+        ("mean_tokens", {"longest": 2**17}, {}, "a sum of up to 131072 values needs 33 bits"),
+        ("layernorm", {}, {"epsilon": np.int64(2**62)}, "needs 82 bits, has 64"),
+        ("embedding", {}, {"offset": np.int64(2**63 - 1)}, "needs 65 bits, has 64"),
+        ("curve", {}, {"curve": np.full((3, 32), 2**30, np.int32)}, "needs .* bits, has 32"),
+    ],
+)
+def test_extreme_constants_are_refused(name, attrs, constants, says):
+    sample = sample_of(name)
+    with pytest.raises(UnprovenError, match=says):
+        proof_of(name, replace(sample, attrs=dict(sample.attrs) | attrs), **constants)
+
+
+@given(intervals(st.integers(0, 2**15 - 1)), st.integers(0, 12))
+def test_low_bits(a, count):
+    x, xs = a
+    got = IntervalDialect.low_bits(x, count)
+    kept = [v & ((1 << count) - 1) for v in xs]
+    assert got.low <= min(kept) and max(kept) <= got.high
+    assert x.low >> count != x.high >> count or {int(got.low), int(got.high)} <= set(kept)
+
+
+@given(intervals(), st.integers(1, 600))
+def test_a_sum_contains_every_partial_sum(a, terms):
+    x, xs = a
+    got = IntervalDialect().row_sum(x, terms)
+    for count in (1, terms):
+        assert got.low <= min(xs) * count and max(xs) * count <= got.high
 
 
 @pytest.mark.parametrize("seed", range(8))

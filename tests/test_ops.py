@@ -1,7 +1,7 @@
 """Every operation of the registry, found there: the reference computes its definition, every backend the same.
 
-The reference is compared with `unbounded`: the same body on Python's integers, which never wrap, with loops written out
-here. A backend is compared with the reference.
+The reference is compared with `unbounded`: the same body on Python's integers, with loops written out. A backend is
+compared with the reference.
 """
 
 import itertools
@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unbounded import unbounded
 
 from intq.backends import reference
 from intq.backends import torch as torch_backend
-from intq.backends.reference import NumpyDialect
 from intq.errors import IntqError
 from intq.graph import Graph, Node, make_node
 from intq.ops import LOOPS, OPS, Sample
@@ -41,93 +41,26 @@ def graph_of(node: Node, inputs) -> Graph:
     return Graph(tuple(inputs), (node,), ("y",))
 
 
-def fill(value: Value, batch: int, make) -> np.ndarray:
-    return make(value.low, value.high, bind_shape(value.shape, {"n": batch})).astype(value.dtype)
+TOKENS = 7
 
 
-def input_sets(inputs, seed: int = 0, batch: int = 2):
+def sizes_of(array: np.ndarray) -> dict[str, int]:
+    return {"n": array.shape[0], "s": array.shape[1]}
+
+
+def fill(value: Value, sizes: dict[str, int], make) -> np.ndarray:
+    return make(value.low, value.high, bind_shape(value.shape, sizes)).astype(value.dtype)
+
+
+def input_sets(inputs, seed: int = 0, batch: int = 2, tokens: int = TOKENS):
     """Random inputs; then everything at one end of its range, in every combination of the inputs' ends."""
-    rng = np.random.default_rng(seed)
-    yield [fill(v, batch, lambda low, high, s: rng.integers(low, high, s, endpoint=True)) for v in inputs]
+    rng, sizes = np.random.default_rng(seed), {"n": batch, "s": tokens}
+    yield [fill(v, sizes, lambda low, high, s: rng.integers(low, high, s, endpoint=True)) for v in inputs]
     for ends in itertools.product((0, 1), repeat=len(inputs)):
         yield [
-            fill(v, batch, lambda low, high, s, e=end: np.full(s, (low, high)[e]))
+            fill(v, sizes, lambda low, high, s, e=end: np.full(s, (low, high)[e]))
             for v, end in zip(inputs, ends, strict=True)
         ]
-
-
-# ---- the definition on Python's integers -----------------------------------------------------------------------
-
-
-class Unbounded:
-    """How bodies are spelled on arrays of Python's integers."""
-
-    wide = staticmethod(lambda x: np.asarray(x).astype(object))
-    shift_right = staticmethod(lambda x, shift: x >> np.asarray(shift).astype(object))
-    clamp = staticmethod(lambda x, low, high: np.minimum(np.maximum(x, low), high))
-    lookup = staticmethod(lambda table, x: table[x.astype(np.int64)].astype(object))
-    where, reshape, transpose, concat = np.where, np.reshape, np.transpose, np.concatenate
-    pad2d = NumpyDialect.pad2d
-
-
-def padded(x: np.ndarray, padding, value) -> np.ndarray:
-    top, left, bottom, right = padding
-    n, h, w, c = x.shape
-    out = np.zeros((n, h + top + bottom, w + left + right, c), object) + np.asarray(value).astype(object)
-    out[:, top : top + h, left : left + w] = x
-    return out
-
-
-def windows(x: np.ndarray, kernel, stride, dilation=(1, 1)):
-    """((row, column), (n, kh, kw, c)) of every window."""
-    (kh, kw), (sh, sw), (dh, dw) = kernel, stride, dilation
-    oh, ow = (
-        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[1:3], kernel, stride, dilation, strict=True)
-    )
-    for i, j in itertools.product(range(oh), range(ow)):
-        yield (i, j), x[:, i * sh : i * sh + dh * (kh - 1) + 1 : dh, j * sw : j * sw + dw * (kw - 1) + 1 : dw]
-
-
-def loop_conv2d(node, x, *further):
-    weight, a = node.constants["weight"].astype(np.int64), node.attrs
-    co, groups = len(weight), a["groups"]
-    x = padded(x, a["padding"], node.constants["pad_value"]).astype(np.int64)
-    out = np.zeros((len(x), *node.output.shape[1:3], co), object)
-    for (i, j), window in windows(x, weight.shape[1:3], a["stride"], a["dilation"]):
-        taps = window.reshape(*window.shape[:3], groups, -1)  # (n, kh, kw, group, ci)
-        kernels = weight.reshape(groups, co // groups, *weight.shape[1:])  # (group, co, kh, kw, ci)
-        out[:, i, j] = np.einsum("nhwgc,gohwc->ngo", taps, kernels).reshape(len(x), co)
-    return (out, *further)
-
-
-def loop_linear(node, x, *further):
-    return (np.einsum("...k,ok->...o", x.astype(np.int64), node.constants["weight"].astype(np.int64)), *further)
-
-
-def loop_pool(node, x, pad_value, reduce):
-    out = np.zeros((len(x), *node.output.shape[1:]), object)
-    for (i, j), window in windows(
-        padded(x, node.attrs["padding"], pad_value), node.attrs["kernel"], node.attrs["stride"]
-    ):
-        out[:, i, j] = reduce(window, axis=(1, 2))
-    return (out,)
-
-
-UNBOUNDED_LOOPS = {
-    "pointwise": lambda node, *xs: xs,
-    "move": lambda node, *xs: xs,
-    "conv2d": loop_conv2d,
-    "linear": loop_linear,
-    "sum2d": lambda node, x: loop_pool(node, x, node.constants["pad_value"], np.sum),
-    "max2d": lambda node, x: loop_pool(node, x, DTYPE_RANGE[node.output.dtype][0], np.max),
-}
-
-
-def unbounded(node: Node, *inputs: np.ndarray) -> np.ndarray:
-    op = OPS[node.op]
-    operands = UNBOUNDED_LOOPS[op.loop](node, *(x.astype(object) for x in inputs))
-    operands = tuple(np.asarray(x).astype(object) for x in operands)
-    return op.body(Unbounded, operands, node.constants, node.attrs)
 
 
 def check(node: Node, inputs, arrays) -> np.ndarray:
@@ -135,7 +68,7 @@ def check(node: Node, inputs, arrays) -> np.ndarray:
     graph = graph_of(node, inputs)
     (result,) = reference.run(graph, *arrays)
     assert result.dtype.name == node.output.dtype
-    assert result.shape == bind_shape(node.output.shape, {"n": len(arrays[0])})
+    assert result.shape == bind_shape(node.output.shape, sizes_of(arrays[0]))
     assert node.output.low <= result.min() and result.max() <= node.output.high
     np.testing.assert_array_equal(result, unbounded(node, *arrays).astype(np.int64))
     for name, run in BACKENDS.items():
@@ -153,6 +86,9 @@ def test_reference_and_backends_compute_the_definition(name, sample):
     node = node_of(name, sample)
     for arrays in input_sets(sample.inputs):
         check(node, sample.inputs, arrays)
+    if "s" in sample.inputs[0].shape:
+        for tokens in (1, 33):
+            check(node, sample.inputs, next(input_sets(sample.inputs, seed=tokens, tokens=tokens)))
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -183,14 +119,15 @@ def test_inputs_that_reach_the_accumulators_bounds(name, sample):
     weight = node.constants["weight"]
     if OPS[name].loop == "linear":
         rows = np.concatenate([weight > 0, weight < 0])  # (2 co, k)
-        arrays = [np.broadcast_to(rows.reshape(len(rows), *[1] * (len(x.shape) - 2), -1), (len(rows), *x.shape[1:]))]
+        shape = bind_shape(x.shape, {"n": len(rows), "s": TOKENS})
+        arrays = [np.broadcast_to(rows.reshape(len(rows), *[1] * (len(shape) - 2), -1), shape)]
     else:
         kh, kw = weight.shape[1:3]
         signs = np.concatenate([weight > 0, weight < 0])  # (2 co, kh, kw, ci / groups)
         tiled = np.tile(signs, (1, -(-x.shape[1] // kh), -(-x.shape[2] // kw), node.attrs["groups"]))
         arrays = [tiled[:, : x.shape[1], : x.shape[2]]]
     arrays = [np.where(arrays[0], x.high, x.low).astype(x.dtype)]
-    arrays += [fill(v, len(arrays[0]), lambda low, high, s: np.full(s, high)) for v in further]
+    arrays += [fill(v, sizes_of(arrays[0]), lambda low, high, s: np.full(s, high)) for v in further]
     check(node, sample.inputs, arrays)
 
 
@@ -232,7 +169,7 @@ def test_every_operation_is_complete():
         samples = op.samples(np.random.default_rng(0))
         assert samples, f"{name} has no samples"
         for sample in samples:
-            assert set(sample.attrs) == op.attrs
+            assert op.attrs <= set(sample.attrs) <= op.attrs | op.optional
             assert op.constants <= set(sample.constants) <= op.constants | op.optional
 
 
@@ -262,7 +199,26 @@ def a(*shape, dtype="uint8", name="x", **meaning) -> Value:
 
 CONV = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 1)
 CONV_RESIDUAL = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 2)
+MASK = Value("m", ("n", "s"), "uint8", 0, 1, longest=512)
 FIRST = {name: op.samples(np.random.default_rng(0))[0] for name, op in OPS.items()}
+
+
+def extreme(name: str, attrs=None, **constants) -> Sample:
+    """The first sample of an operation with other attributes or constants."""
+    first = FIRST[name]
+    arrays = {key: np.asarray(value) for key, value in constants.items()}
+    return replace(first, attrs=first.attrs | (attrs or {}), constants=first.constants | arrays)
+
+
+def attention_of(v: Value) -> Sample:
+    """Attention with another v."""
+    q, k, _, mask = FIRST["attention"].inputs
+    return replace(FIRST["attention"], inputs=(q, k, v, mask))
+
+
+def embedding_of(high: int, longest: int = 38) -> Sample:
+    ids = Value("ids", ("n", "s"), "int32", 0, high, longest=longest)
+    return replace(FIRST["embedding"], inputs=(ids,))
 
 
 @pytest.mark.parametrize(
@@ -303,6 +259,38 @@ FIRST = {name: op.samples(np.random.default_rng(0))[0] for name, op in OPS.items
         ("slice", replace(FIRST["slice"], attrs=FIRST["slice"].attrs | {"stop": 13}), "does not lie"),
         ("pad", replace(FIRST["pad"], attrs={"padding": (0, -1, 0, 0)}), "must not be negative"),
         ("avg_pool2d", replace(FIRST["avg_pool2d"], inputs=(a(3, 3, 21),)), "does not fit"),
+        ("slice", Sample((a("s", 8),), {"axis": 1, "start": 0, "stop": 2, "step": 1}, {}, "uint8"), "only the first"),
+        ("reshape", Sample((a("s", 8),), {"shape": ("n", 8)}, {}, "uint8"), "unknown length"),
+        ("layernorm", replace(FIRST["layernorm"], inputs=(a("s", 64),)), "must be int16, got uint8"),
+        ("layernorm", replace(FIRST["layernorm"], inputs=(a("s", 60, dtype="int16"),)), "size is 64, .* has 60"),
+        ("layernorm", extreme("layernorm", epsilon=np.int64(2**44)), "epsilon is out of range"),
+        ("layernorm", extreme("layernorm", epsilon=np.int64(-1)), "epsilon is out of range"),
+        ("layernorm", extreme("layernorm", shift=np.int32(40)), "one value per channel"),
+        ("mean_tokens", replace(FIRST["mean_tokens"], inputs=(a("s", 40, dtype="int16"),)), "and a mask, got 1"),
+        ("mean_tokens", replace(FIRST["mean_tokens"], inputs=(a(40, dtype="int16"), MASK)), r"\(n, tokens, channels\)"),
+        (
+            "mean_tokens",
+            replace(FIRST["mean_tokens"], inputs=(a("s", 40, dtype="int16"), replace(MASK, high=2))),
+            "0 or 1, got",
+        ),
+        ("attention", replace(FIRST["attention"], inputs=FIRST["attention"].inputs[:2]), "takes q, k, v"),
+        ("attention", attention_of(a("s", 128, name="v", zero_point=127)), "must be 128, got 127"),
+        ("attention", attention_of(a("s", 128, name="v", zero_point=128, dtype="int16")), "must be uint8, got int16"),
+        ("attention", attention_of(a("s", 64, name="v", zero_point=128)), "must have one shape"),
+        ("attention", extreme("attention", attrs={"heads": 3}), "3 heads of 64 are not"),
+        ("attention", extreme("attention", attrs={"longest": 2**17}), "a sum of up to 131072 values needs 33 bits"),
+        ("attention", extreme("attention", attrs={"drop": 31}), r"drop must lie in \[0, 30\]"),
+        ("attention", extreme("attention", score_shift=np.int32(58)), "the weight of a masked score must be 0"),
+        ("attention", extreme("attention", curve=np.zeros((3, 32), np.int32)), "largest score must be 255"),
+        ("attention", extreme("attention", curve=np.zeros((3, 31), np.int32)), "three rows of 32"),
+        ("embedding", replace(FIRST["embedding"], inputs=(a("s", dtype="int16"),)), "must be int32"),
+        ("embedding", embedding_of(high=50), r"ids in \[0, 50\], but 50 words"),
+        ("embedding", embedding_of(high=49, longest=39), "positions for 38 tokens, the input may have 39"),
+        ("embedding", extreme("embedding", attrs={"positions": "sine"}), "one of index, counted"),
+        ("embedding", extreme("embedding", position=np.zeros((40, 47), np.int16)), "a table of 48 columns"),
+        ("embedding", extreme("embedding", segment=np.zeros((0, 48), np.int16)), "must have a row"),
+        ("embedding", extreme("embedding", word_multiplier=np.zeros(49, np.int32)), "one value per word"),
+        ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"drop": 3}), "go together"),
     ],
 )
 def test_what_does_not_fit_is_said(name, sample, says):
