@@ -122,7 +122,7 @@ def official(path: Path, task: Task) -> Examples:
 def _without_ragged(table: Table, last: int) -> Table:
     whole = [row for row, values in enumerate(table.rows) if len(values) > last]
     if len(whole) < len(table.rows):
-        log.warning("%s: %d lines lack fields and are left out", table.name, len(table.rows) - len(whole))
+        log.warning("%s: lines that lack fields and are left out: %d", table.name, len(table.rows) - len(whole))
     return replace(table, rows=[table.rows[row] for row in whole], lines=[table.lines[row] for row in whole])
 
 

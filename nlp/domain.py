@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
 OPTIONS = ("task", "pair", "truncate", "float")
-BATCH = 16
+BATCH, RANDOM_TOKENS = 16, 128
 
 
 def names() -> tuple[str, ...]:
@@ -45,9 +45,9 @@ def load(source: str) -> Checkpoint:
 
 def random(name: str, seed: int) -> Checkpoint:
     """The architecture `name` at full size with random weights; it has no tokenizer."""
-    from intq.nlp.checkpoint import random
+    from intq.nlp.synthetic import random_checkpoint
 
-    return random(name, seed)
+    return random_checkpoint(name, seed)
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -114,12 +114,13 @@ def calibration(
 
 
 def _random_ids(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndarray]:
-    """Texts of random length up to 128 tokens, none of which is the padding id."""
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(2, min(128, checkpoint.longest), samples, endpoint=True)
-    allowed = np.delete(np.arange(checkpoint.vocabulary, dtype=np.int32), checkpoint.padding)
-    rows = [generator.choice(allowed, length) for length in lengths]
-    return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
+    """Sentences of random ids and random lengths, as the architecture's tokenizer would mark them."""
+    from intq.nlp.models import architecture
+    from intq.nlp.synthetic import random_ids
+
+    known = architecture(checkpoint.name)
+    length = min(RANDOM_TOKENS, checkpoint.longest)
+    return [random_ids(samples, length, checkpoint.vocabulary, known.padding, known.first, known.separator, seed)]
 
 
 def quantize(
