@@ -105,12 +105,11 @@ def test_vision_transformers(name, tmp_path, caplog):
     assert loaded.preprocess == (vit if name.startswith("ViT") else deit)
     assert len(loaded.labels) == 5
     pixels = torch.rand(2, 3, 48, 48)
-    torch.testing.assert_close(loaded.model(pixels), model(pixels).logits)
+    assert torch.equal(loaded.model(pixels), model(pixels).logits)
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(loaded.model, (pixels,), dynamic_shapes=dynamic)
     operations = [str(node.target) for node in program.graph.nodes]
     assert operations.count("aten.scaled_dot_product_attention.default") == 2
-    assert not [name for name in operations if "arange" in name or "softmax" in name]
     torch.testing.assert_close(program.module()(pixels[:1]), loaded.model(pixels[:1]))
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from intq.errors import IntqError
@@ -42,20 +41,14 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 
 
 class Logits(nn.Module):
-    """The model's logits alone, from its pixel values alone.
+    """The model's logits alone, from its pixel values alone."""
 
-    attends: the model is a transformer. Its patches are all there, but while a network is traced transformers builds
-    a mask that says so, of some twenty operations; a mask of one element that lets all through stands in for it.
-    """
-
-    def __init__(self, model: nn.Module, attends: bool = False):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.register_buffer("mask", torch.ones(1, 1, 1, 1, dtype=torch.bool) if attends else None, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        given = {} if self.mask is None else {"attention_mask": self.mask}
-        return self.model(pixel_values=pixels, return_dict=True, **given).logits
+        return self.model(pixel_values=pixels, return_dict=True).logits
 
 
 def load_folder(folder: Path, source: str) -> tuple[Logits, Preprocess, tuple[str, ...], tuple[int, int]]:
@@ -81,7 +74,7 @@ def load_folder(folder: Path, source: str) -> tuple[Logits, Preprocess, tuple[st
     if not labels:
         raise IntqError(f"{source}: the model has no classes (num_labels is 0): it has no classifier to quantize")
     size = preprocess.size or _pair(getattr(settings, "image_size", 224), source)
-    return Logits(model, attends).eval(), preprocess, labels, size
+    return Logits(model).eval(), preprocess, labels, size
 
 
 def _preprocess(folder: Path, kind: str, config: Mapping, channels: int, source: str) -> Preprocess:

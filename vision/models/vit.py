@@ -28,6 +28,6 @@ def vit(channels: int, layers: int, heads: int, patch: int = 16, size: int = 224
             num_labels=classes,
         )
         model = transformers.ViTForImageClassification._from_config(config, attn_implementation="sdpa")
-        return Logits(model, attends=True)
+        return Logits(model)
 
     return build
