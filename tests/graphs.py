@@ -66,8 +66,11 @@ def _bias(net: Network, dtype: str, channels: int) -> np.ndarray:
     return net.rng.normal(0, 0.4 * SPREAD[dtype], channels)
 
 
-def contraction(net: Network, op: str, x: Value, weight: np.ndarray, dtype: str, attrs: dict, residual=None) -> Value:
-    scale, zero_point = net.meaning(dtype)
+def contraction(
+    net: Network, op: str, x: Value, weight: np.ndarray, dtype: str, attrs: dict, residual=None, zero_point=None
+) -> Value:
+    scale, free = net.meaning(dtype)
+    zero_point = free if zero_point is None else zero_point
     products = weight[0].size
     spread = np.sqrt(products) * weight.std(axis=tuple(range(1, weight.ndim))) * SPREAD["uint8"] + 1.0
     reals = [SPREAD[dtype] / spread * net.rng.uniform(0.5, 1.5, len(weight))]
