@@ -47,6 +47,8 @@ def _settle(model: nn.Module, known: Architecture, seed: int, images: int = 4) -
     normalisation would hide mistakes in folding.
     """
     normalisations = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not normalisations:
+        return
     momenta = [module.momentum for module in normalisations]
     for module in normalisations:
         module.momentum = 1.0  # running statistics = this batch's
