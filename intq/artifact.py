@@ -71,7 +71,8 @@ def save(graph: Graph, folder: str | Path, overwrite: bool = False) -> None:
 
 def write(graph: Graph, folder: Path) -> None:
     """Write graph.json and weights.safetensors into an existing folder."""
-    constants = {f"{n.name}/{k}": np.ascontiguousarray(v) for n in graph.nodes for k, v in n.constants.items()}
+    # Not ascontiguousarray, which makes a vector of a single number.
+    constants = {f"{n.name}/{k}": np.asarray(v, order="C") for n in graph.nodes for k, v in n.constants.items()}
     save_file(constants, folder / WEIGHTS_FILE)
     document = to_document(graph) | {"weights_sha256": _file_digest(folder / WEIGHTS_FILE)}
     document["sha256"] = _document_digest(document)
