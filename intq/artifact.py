@@ -118,12 +118,12 @@ def to_document(graph: Graph) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "inputs": [_plain(asdict(v)) for v in graph.inputs],
+        "inputs": [_fields(v) for v in graph.inputs],
         "nodes": [
             {
                 "op": n.op,
                 "inputs": list(n.inputs),
-                "output": _plain(asdict(n.output)),
+                "output": _fields(n.output),
                 "attrs": _plain(dict(n.attrs)),
                 "constants": sorted(n.constants),
                 "source": n.source,
@@ -149,6 +149,12 @@ def _from_document(document: dict[str, Any], constants: dict[str, np.ndarray]) -
     )
     inputs = tuple(_value(v) for v in document["inputs"])
     return Graph(inputs, nodes, tuple(document["outputs"]), document["metadata"])
+
+
+def _fields(value: Value) -> dict[str, Any]:
+    """A value's fields; a network without a longest input has the document, and the digest, that it always had."""
+    fields = _plain(asdict(value))
+    return {key: field for key, field in fields.items() if key != "longest" or field}
 
 
 def _value(fields: dict[str, Any]) -> Value:
