@@ -1,0 +1,378 @@
+"""Attention in one pass: a thread takes 16 queries of a head through both products and the softmax between them.
+
+Keys and values are packed once for each head and thread. Scores begin at the mask's penalties, so that padding costs
+nothing; the row's maximum goes into the rescale's offset:
+    (max - a) * multiplier + offset  =  a * -multiplier + (max * multiplier + offset)
+A row's weights are bytes that the second product takes as they are; it is divided by their sum when it is stored.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from intq.fixedpoint import reciprocal
+from intq.kernels.bodies import TvmDialect, Vector, low_words, reinterpret, splat, vector_type
+from intq.kernels.bodies import lanes as lanes_of
+from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.constants import uniform
+from intq.kernels.cpu.heads import ROWS, SCALARS, TILE, Heads, Layout
+from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, narrow, store, tables
+from intq.kernels.cpu.micro import amx_configure, amx_release
+from intq.kernels.cpu.product import Matrix, multiply_add, product
+from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.shuffle import fold, shuffle, transpose
+from intq.ops.attention import ZERO_POINT, mean_of, share_of, weight_of
+
+
+class NarrowDialect(TvmDialect):
+    """For rescaled distances that are proven to lie in [0, 2**31): no 64-bit clamp, and none at zero."""
+
+    @staticmethod
+    def shift_right(x: Vector, shift) -> Vector:
+        if x.dtype == "int64":
+            x = low_words(TvmDialect.shift_right(x, shift))
+            return replace(x, parts=tuple(map(T.Bind, x.parts)))
+        return TvmDialect.shift_right(x, shift)
+
+
+class SumDialect(TvmDialect):
+    """For sums of weights, at least 255: the quotient and all rests of their reciprocal are int32."""
+
+    @staticmethod
+    def reciprocal(d: Vector, bits: int) -> Vector:
+        return TvmDialect.wide(reciprocal(TvmDialect, TvmDialect.narrow(d), bits))
+
+
+def attention(name: str, heads: Heads, attrs, narrow_scores: bool, base: int, inputs, output) -> tirx.PrimFunc:
+    """The kernel (q, k, v, [mask], scalars, curve, out). ``inputs``, ``output``: (shape, dtype).
+
+    ``narrow_scores``, ``base``: see :class:`intq.kernels.cpu.heads.Reach` and :class:`intq.kernels.pack.Rescale`.
+    """
+    batch, tokens, _ = output[0]
+    names = tuple(dict.fromkeys(d for d in (batch, tokens) if isinstance(d, str)))
+
+    def body(*arguments):
+        sizes = dict(zip(names, arguments, strict=False))
+        q, k, v, *mask, scalars, curve, out = arguments[len(names) :]
+        with parallel_region():
+            _Writer(
+                heads,
+                attrs,
+                NarrowDialect if narrow_scores else TvmDialect,
+                base,
+                i64(sizes.get(batch, batch)),
+                i64(sizes.get(tokens, tokens)),
+                {"q": q, "k": k, "v": v, "mask": mask[0] if mask else None, "out": out},
+                {key: T.Bind(scalars[i64(i)]) for i, key in enumerate(SCALARS)},
+                tables(curve, heads.isa),
+            ).write()
+
+    packed = [((len(SCALARS),), "int64"), ((CURVE * TABLE,), "int32")]
+    return kernel(name, [*inputs, *packed, output], body, names)
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """A thread's memory. What is packed of a head stays until the thread comes to the next one."""
+
+    packed: object  # (1,) the head
+    keys: object  # tile by tile of 16 keys, all of depth
+    values: object  # tile by tile of 16 channels, all keys
+    penalties: object  # (keys,) what scores begin at, for the sample
+    first: object  # (keys,) the same for the head, corrected for the zero point of q where it is not taken off
+    alive: object  # (keys,) all ones where there is a key, in the order of weights
+    queries: object  # (16, depth)
+    panel: object  # (16, depth) of keys
+    scores: object  # (16, keys)
+    weights: object  # (16, keys)
+    sums: object  # (16, columns) of the second product
+    lines: object  # (16, lanes) partial maxima, then partial sums of weights
+    rows: object  # (16,) the offset of the scores' rescale, then the share
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The sizes, buffers and constants of one kernel, and the code over them."""
+
+    heads: Heads
+    attrs: dict
+    score_dialect: type
+    base: int
+    batch: object
+    tokens: object
+    buffers: dict
+    scalar: dict
+    curve: tuple
+
+    @property
+    def layout(self) -> Layout:
+        return self.heads.layout
+
+    @property
+    def keys(self):
+        """Keys in whole blocks."""
+        block = self.layout.block
+        return (self.tokens + (block - 1)) // block * block
+
+    def write(self) -> None:
+        heads, s, keys = self.heads, self.tokens, T.Bind(self.keys)
+        with self._scratch() as memory:
+            T.buffer_store(memory.packed, i64(-1), [i64(0)])
+            for panel in (memory.queries, memory.panel):  # zeros stay behind the head's channels
+                with serial(ROWS * heads.depth) as i:
+                    T.buffer_store(panel, tirx.const(0, str(panel.dtype)), [i])
+            blocks = T.Bind((s + (ROWS - 1)) // ROWS)
+            with parallel(self.batch * heads.count * blocks) as unit:
+                head, row = T.Bind(unit // blocks), T.Bind(unit % blocks * ROWS)
+                sample = T.Bind(head // heads.count)
+                origin = T.Bind(sample * s * heads.channels + head % heads.count * heads.size)
+                with T.If(memory.packed[i64(0)] != head), T.Then():
+                    with T.If(memory.packed[i64(0)] // heads.count != sample), T.Then():
+                        self._penalties(memory, sample, keys)
+                    self._pack_keys(memory, origin, keys)
+                    self._pack_values(memory, origin, keys)
+                    T.buffer_store(memory.packed, head, [i64(0)])
+                self._copy_rows(memory.queries, "q", origin, row)
+                self._scores(memory, keys)
+                self._weights(memory, keys)
+                weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
+                sums = Matrix(memory.sums, i64(0), heads.columns)
+                product(heads.isa.name, weights, values, heads.columns // TILE, sums)
+                self._finish(memory, origin, row)
+
+    @contextmanager
+    def _scratch(self):
+        heads, layout, keys = self.heads, self.layout, self.heads.keys
+        sizes = {
+            "packed": (1, "int64"),
+            "keys": (keys * heads.depth, layout.right),
+            "values": (keys * heads.columns, layout.right),
+            "penalties": (keys, "int32"),
+            "alive": (keys, layout.left),
+            "queries": (ROWS * heads.depth, layout.left),
+            "panel": (ROWS * heads.depth, layout.right),
+            "scores": (ROWS * keys + 1, "int32"),  # odd lanes are read as even ones, one place on
+            "weights": (ROWS * keys, layout.left),
+            "sums": (ROWS * heads.columns, "int32"),
+            "lines": (ROWS * layout.lanes, "int32"),
+            "rows": (ROWS, "int64"),
+        }
+        if layout.corrected:
+            sizes["first"] = (keys, "int32")
+        with ExitStack() as stack:
+            if heads.isa.name == "amx":
+                amx_configure(ROWS, layout.depth)
+            taken = {key: stack.enter_context(workspace(*size)) for key, size in sizes.items()}
+            yield _Scratch(**{"first": taken["penalties"]} | taken)
+            if heads.isa.name == "amx":
+                amx_release()
+
+    # ---- once a head -------------------------------------------------------------------------------------------
+
+    def _penalties(self, memory, sample, keys) -> None:
+        """Where the scores of a sample begin: 0, a masked key's penalty, or that of a key which there is not."""
+        s, mask, layout, run = self.tokens, self.buffers["mask"], self.layout, self.heads.block
+        with serial(keys) as key:
+            own = tirx.const(0, "int64")
+            if mask is not None:
+                own = (mask[sample * s + tirx.min(key, s - 1)].astype("int64") - 1) * self.scalar["masked"]
+            penalty = tirx.Select(key < s, own, 0 - self.scalar["beyond"])
+            T.buffer_store(memory.penalties, penalty.astype("int32"), [key])
+        with serial(keys // run.width) as block:
+            parts = []
+            for i in range(run.parts):
+                key = ramp(T.Bind(block * run.width + i * run.part_lanes), run.part_lanes)
+                all_ones = {"uint8": 255, "int16": -1}[layout.left]
+                there = key < splat(s, "int64", run.part_lanes)
+                parts.append(tirx.Select(there, *(splat(x, "int32", run.part_lanes) for x in (all_ones, 0))))
+            store(memory.alive, block * run.width, Vector(tuple(parts), "int32", run.quad), run)
+
+    def _copy_rows(self, panel, name: str, origin, first) -> None:
+        """16 tokens of a head as a product's operand; beyond the last token it is taken again."""
+        heads, source = self.heads, self.buffers[name]
+        with serial(ROWS) as r:
+            at = T.Bind(origin + tirx.min(first + r, self.tokens - 1) * heads.channels)
+            for run in runs(heads.size, (), 64):
+                x = _operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
+                T.buffer_store(panel, x, [ramp(r * heads.depth + run.start, run.width)])
+
+    def _pack_keys(self, memory, origin, keys) -> None:
+        layout, depth = self.layout, self.heads.depth
+        lanes, pair, words = layout.lanes, layout.pair, depth // layout.pair
+        with serial(keys // TILE) as t:
+            self._copy_rows(memory.panel, "k", origin, t * TILE)
+            tile = T.Bind(t * (TILE * depth))
+            if pair == 1:
+                with serial(depth) as k, serial(TILE) as key:
+                    T.buffer_store(memory.keys, memory.panel[key * depth + k], [tile + k * TILE + key])
+                return
+            with serial(words // lanes) as block:
+                for key in range(0, TILE, lanes):
+                    places = [(key + i) * depth + block * (lanes * pair) for i in range(lanes)]
+                    rows = [reinterpret(memory.panel[ramp(at, lanes * pair)], f"int32x{lanes}") for at in places]
+                    for i, word in enumerate(transpose(rows)):
+                        place = tile + ((block * lanes + i) * TILE + key) * pair
+                        packed = reinterpret(word, vector_type(layout.right, lanes * pair))
+                        T.buffer_store(memory.keys, packed, [ramp(place, lanes * pair)])
+            if layout.corrected:  # sum (q - 128) k = sum q k - 128 sum k
+                total, all_lanes = local(lanes, "int32"), ramp(0, lanes)
+                T.buffer_store(total, splat(0, "int32", lanes), [all_lanes])
+                with serial(words) as k:
+                    zero_points = splat(ZERO_POINT, layout.left, lanes * pair)
+                    terms = memory.keys[ramp(tile + k * (TILE * pair), lanes * pair)]
+                    T.buffer_store(total, multiply_add(layout, total[all_lanes], zero_points, terms), [all_lanes])
+                here = ramp(t * TILE, lanes)
+                T.buffer_store(memory.first, memory.penalties[here] - total[all_lanes], [here])
+
+    def _pack_values(self, memory, origin, keys) -> None:
+        """Keys in the order of weights. Those that there are not have no weight: any value will do."""
+        heads, block, pair = self.heads, self.heads.block, self.layout.pair
+        with serial(keys // block.width) as b, serial(block.width // pair) as x:
+            key = T.Bind(b * block.width + x * pair)
+            at = [T.Bind(origin + tirx.min(key + i, self.tokens - 1) * heads.channels) for i in range(pair)]
+            group = T.Bind((b * block.width + _position(block, x * pair)) // pair)
+            for run in heads.runs:
+                self._pack_columns(memory, at, run, group, keys)
+
+    def _pack_columns(self, memory, rows, run: Run, group, keys) -> None:
+        """A run of channels of the tokens at ``rows``: their elements side by side, channel after channel."""
+        layout, source = self.layout, self.buffers["v"]
+
+        def place(column):
+            tile, lane = (run.start + column) // TILE, (run.start + column) % TILE
+            return tile * TILE * keys + (group * TILE + lane) * layout.pair
+
+        if run.quad or layout.pair == 1:
+            loaded = [T.Bind(_operand(source[ramp(at + run.start, run.width)], layout.right)) for at in rows]
+            for column, packed in _interleaved(loaded, run):
+                T.buffer_store(memory.values, packed, [ramp(place(column), lanes_of(packed))])
+            return
+        with serial(run.width) as column:
+            for i, at in enumerate(rows):
+                element = _operand(source[at + (run.start + column)], layout.right)
+                T.buffer_store(memory.values, element, [place(column) + i])
+
+    # ---- 16 queries --------------------------------------------------------------------------------------------
+
+    def _scores(self, memory, keys) -> None:
+        heads, lanes, width = self.heads, self.layout.lanes, self.layout.block
+        with serial(keys // width) as b:
+            a, k = (
+                Matrix(memory.queries, i64(0), heads.depth),
+                Matrix(memory.keys, b * (width * heads.depth), heads.depth),
+            )
+            out, first = Matrix(memory.scores, b * width, keys), Matrix(memory.first, b * width, 0)
+            product(heads.isa.name, a, k, width // TILE, out, first)
+        best, all_lanes = local(lanes, "int32"), ramp(0, lanes)
+        with serial(ROWS) as r:
+            T.buffer_store(best, memory.scores[ramp(r * keys, lanes)], [all_lanes])
+            with serial(keys // width) as b:
+                several = [memory.scores[ramp(r * keys + b * width + i, lanes)] for i in range(0, width, lanes)]
+                T.buffer_store(best, reduce(tirx.max, several, best[all_lanes]), [all_lanes])
+            T.buffer_store(memory.lines, best[all_lanes], [ramp(r * lanes, lanes)])
+        for r in range(0, ROWS, lanes):
+            top = fold([memory.lines[ramp((r + i) * lanes, lanes)] for i in range(lanes)], tirx.max)
+            multiplier, offset = (splat(self.scalar[f"score_{x}"], "int64", lanes) for x in ("multiplier", "offset"))
+            T.buffer_store(memory.rows, top.astype(vector_type("int64", lanes)) * multiplier + offset, [ramp(r, lanes)])
+
+    def _weights(self, memory, keys) -> None:
+        """The weights of all scores, then of each row the share that goes to a unit of weight."""
+        layout, run, attrs = self.layout, self.heads.block, self.attrs
+        lanes, width = layout.lanes, layout.lanes * layout.pair
+        total, all_lanes = local(lanes, "int32"), ramp(0, lanes)
+        with serial(ROWS) as r:
+            constants = uniform(
+                {
+                    "score_multiplier": T.Bind(0 - self.scalar["score_multiplier"]),
+                    "score_offset": T.Bind(memory.rows[r]),
+                    "shift": self.scalar["score_shift"],
+                },
+                run,
+                0,
+            )
+            constants |= {"score_shift": constants["shift"], "curve": self.curve}
+            T.buffer_store(total, splat(0, "int32", lanes), [all_lanes])
+            with serial(keys // run.width) as b:
+                at = T.Bind(r * keys + b * run.width)
+                weight = weight_of(self.score_dialect, _read_twice(memory.scores, at, run), constants, attrs)
+                alive = memory.alive[ramp(b * run.width, run.width)]
+                T.buffer_store(memory.weights, narrow(weight, layout.left, run)[0] & alive, [ramp(at, run.width)])
+                for i in range(0, run.width, width):
+                    more = memory.weights[ramp(at + i, width)]
+                    ones = splat(1, layout.right, width)
+                    T.buffer_store(total, multiply_add(layout, total[all_lanes], more, ones), [all_lanes])
+            T.buffer_store(memory.lines, total[all_lanes], [ramp(r * lanes, lanes)])
+        for r in range(0, ROWS, lanes):
+            totals = fold([memory.lines[ramp((r + i) * lanes, lanes)] for i in range(lanes)], lambda a, b: a + b)
+            multiplier = Vector((splat(self.scalar["multiplier"], "int64", lanes),), "int64")
+            share = share_of(SumDialect, Vector((totals,), "int32"), {"multiplier": multiplier}, attrs)
+            T.buffer_store(memory.rows, TvmDialect.wide(share).parts[0], [ramp(r, lanes)])
+
+    def _finish(self, memory, origin, row) -> None:
+        heads = self.heads
+        with serial(tirx.min(i64(ROWS), self.tokens - row)) as r:
+            at = T.Bind(origin + (row + r) * heads.channels)
+            scalars = {"share": T.Bind(memory.rows[r]), "offset": self.scalar["offset"], "shift": self.scalar["shift"]}
+            for run in heads.runs:
+                constants = uniform(scalars, run, self.base)
+                products = accumulated(memory.sums, r * heads.columns + run.start, run)
+                mean = mean_of(TvmDialect, products, constants["share"], constants, self.attrs)
+                store(self.buffers["out"], T.Bind(at + run.start), mean, run)
+
+
+def _operand(x, dtype: str):
+    """Loaded bytes as a product takes them: without their zero point, unless they stay unsigned."""
+    count = lanes_of(x)
+    if dtype == "int8":
+        return reinterpret(x ^ splat(ZERO_POINT, "uint8", count), vector_type("int8", count))
+    if dtype == "int16":
+        return x.astype(vector_type("int16", count)) - splat(ZERO_POINT, "int16", count)
+    return x
+
+
+def _position(run: Run, key):
+    """Where packing puts a block's key, the first of those that a product takes together: see Run.order."""
+    if not run.quad:
+        return key
+    part, lane = key // run.part_lanes, key % run.part_lanes
+    return lane // 4 * 16 + part * 4 + lane % 4
+
+
+def _interleaved(rows: list, run: Run):
+    """(column, elements): rows of a run side by side, channel after channel in the run's order."""
+    if len(rows) == 1:
+        yield 0, rows[0]
+        return
+    parts = run.order.reshape(run.parts, -1)
+    if len(rows) == 2:
+        for i, channels in enumerate(parts):
+            yield i * run.part_lanes, shuffle(rows, np.stack([channels, channels + run.width], axis=1).ravel())
+        return
+    for half in range(2):  # of each 128-bit lane, as vpunpcklbw and vpunpckhbw take it
+        taken = _halves(run.width, half, 16)
+        words = [T.Bind(reinterpret(shuffle(x, taken), f"int16x{run.width // 2}")) for x in (rows[:2], rows[2:])]
+        for quarter in range(2):
+            four = shuffle(words, _halves(run.width // 2, quarter, 8))
+            yield (2 * half + quarter) * run.part_lanes, reinterpret(four, f"int8x{run.width}")
+
+
+def _halves(count: int, half: int, lane: int) -> np.ndarray:
+    """Of two vectors of ``count`` elements: from each ``lane`` elements one half, element by element in turn."""
+    taken = np.arange(count).reshape(-1, 2, lane // 2)[:, half].ravel()
+    return np.stack([taken, taken + count], axis=1).ravel()
+
+
+def _read_twice(scores, at, run: Run) -> Vector:
+    """Scores as (even, odd) pairs in memory: the odd ones are even one place on, which costs a load but no shift."""
+    if not run.quad:
+        return Vector((scores[ramp(at, run.width)],), "int32")
+    lanes, parts = run.part_lanes, []
+    for i in range(run.parts):
+        parts += [reinterpret(scores[ramp(at + i * lanes + odd, lanes)], f"int64x{lanes // 2}") for odd in range(2)]
+    return Vector(tuple(parts), "int64", True)

@@ -1,0 +1,140 @@
+"""Attention's geometry on an instruction set, and the numbers its kernel is given when it is loaded. Without TVM.
+
+Both products are taken in tiles of 16 columns (keys, then channels), whose ``pair`` consecutive terms lie together as
+the instruction set's product takes them, in blocks of 16 rows (queries).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from intq.curves import TOP
+from intq.graph import Node
+from intq.kernels.cpu.isa import ISAS, Isa
+from intq.kernels.cpu.runs import Run, runs
+from intq.ops.attention import FAR
+
+ROWS = 16  # queries that a thread takes at a time
+TILE = 16  # columns of a tile
+SCALARS = (
+    "score_multiplier",
+    "score_offset",
+    "score_shift",
+    "multiplier",
+    "offset",
+    "shift",
+    "masked",  # how far below the others the score of a masked key is put
+    "beyond",  # and that of a key that there is not
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``left``, ``right``: the types a product takes; ``pair``: terms it adds at once; ``lanes``: of its int32 vector.
+
+    ``block``: keys whose weights are computed at a time; ``depth``: what the channels are padded to a multiple of;
+    ``tiles``: of columns, whose sums registers hold; ``corrected``: queries keep their zero point.
+    """
+
+    left: str
+    right: str
+    pair: int
+    lanes: int
+    block: int
+    depth: int
+    tiles: int
+    corrected: bool = False
+
+
+_BYTES = Layout("uint8", "int8", pair=4, lanes=16, block=64, depth=64, tiles=4, corrected=True)
+_WORDS = Layout("int16", "int16", pair=2, lanes=8, block=32, depth=16, tiles=1)
+_PLAIN = Layout("int16", "int16", pair=1, lanes=16, block=16, depth=1, tiles=1)
+LAYOUTS = {"amx": _BYTES, "vnni": _BYTES, "avx2": _WORDS, "plain": _PLAIN}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """``count`` heads of ``size`` channels, at most ``longest`` tokens."""
+
+    isa: Isa
+    count: int
+    size: int
+    longest: int
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.isa.name]
+
+    @property
+    def channels(self) -> int:
+        """Of all heads: the distance between tokens."""
+        return self.count * self.size
+
+    @property
+    def depth(self) -> int:
+        """Terms of a score, with zeros behind the head's channels."""
+        return _whole(self.size, self.layout.depth)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the second product: the head's channels in whole tiles, in the order of ``runs``."""
+        return _whole(self.size, TILE)
+
+    @property
+    def runs(self) -> list[Run]:
+        return runs(self.size, self.isa.quads, self.isa.natural)
+
+    @property
+    def keys(self) -> int:
+        """The most keys, in whole blocks."""
+        return _whole(self.longest, self.layout.block)
+
+    @property
+    def block(self) -> Run:
+        """The keys of a block, as lanes hold their scores. Its weights are stored in the order of their packing."""
+        return Run(0, self.layout.block, bool(self.isa.quads))
+
+
+def of_node(isa: str, node: Node) -> Heads:
+    tokens = node.output.shape[1]
+    longest = tokens if isinstance(tokens, int) else node.attrs["longest"]
+    return Heads(ISAS[isa], node.attrs["heads"], node.attrs["size"], longest)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What of the scores' range the arithmetic may rely on.
+
+    ``masked``: a penalty that gives a masked key's weight the argument TOP, as FAR does; ``beyond``: one larger by more
+    than scores can differ; ``narrow``: every rescaled distance is in [0, 2**31), so that it needs no 64-bit clamp.
+    """
+
+    masked: int
+    beyond: int
+    narrow: bool
+
+
+def reach_of(node: Node) -> Reach:
+    multiplier, offset, shift = (int(node.constants[f"score_{name}"]) for name in ("multiplier", "offset", "shift"))
+    span = node.attrs["size"] << 15  # two scores differ by less than that: |(q - 128) (k - 128)| <= 2**14
+    masked = FAR
+    if multiplier > 0:
+        least = max(1, -((offset - (TOP << shift)) // multiplier))  # the least distance whose argument is TOP
+        masked = min(FAR, least + span)
+    beyond = masked + span
+    largest = ((beyond + span) * multiplier + offset) >> shift
+    return Reach(masked, beyond, multiplier > 0 and offset >= 0 and largest < 2**31)
+
+
+def scalars(node: Node, base: int) -> np.ndarray:
+    """SCALARS as int64, in order; ``base`` is taken off ``shift``."""
+    reach, constants = reach_of(node), node.constants
+    values = {name: int(constants[name]) for name in SCALARS[:6]}
+    values |= {"shift": values["shift"] - base, "masked": reach.masked, "beyond": reach.beyond}
+    return np.array([values[name] for name in SCALARS], np.int64)
+
+
+def _whole(size: int, quantum: int) -> int:
+    return -(-size // quantum) * quantum
