@@ -12,33 +12,43 @@ from shutil import which
 from typing import Any
 
 from intq.errors import IntqError
-from intq.graph import Graph
-
-BAKED_SIZE = 1  # constants of so many elements are immediates in the code; others are given to it when it is loaded
+from intq.graph import Graph, Node
+from intq.ops import OPS
+from intq.value import Value
 
 
 def structure(graph: Graph) -> str:
-    """SHA-256 of all of a graph that its library depends on, and of the compiler itself.
-
-    That is everything but the arrays given at load time: of those, the shapes and whether shifts reach 32.
-    """
-    from intq.kernels.pack import rescale_of
-
+    """SHA-256 of all of a graph that its library depends on, and of the compiler itself."""
     state, values = hashlib.sha256(_compiler_digest()), graph.values
     for value in graph.inputs:
         state.update(f"{value.name} {value.shape} {value.dtype}\n".encode())
     for node in graph.nodes:
-        state.update(f"{node.name} {node.op} {node.inputs} {node.output.shape} {node.output.dtype}".encode())
-        state.update(json.dumps(dict(node.attrs), sort_keys=True, default=list).encode())
-        for key, array in sorted(node.constants.items()):
-            state.update(f"{key} {array.shape} {array.dtype.name}".encode())
-            if array.size == BAKED_SIZE:
-                state.update(str(array.item()).encode())
-        if "shift" in node.constants:
-            rescale = rescale_of(node, tuple(values[name] for name in node.inputs))
-            state.update(f"{rescale.base} {rescale.lift}".encode())
+        key = kernel_key(node, tuple(values[name] for name in node.inputs))
+        state.update(f"{node.name} {node.inputs} {key}\n".encode())
     state.update(str(graph.outputs).encode())
     return state.hexdigest()
+
+
+def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
+    """All that a node's kernel depends on: nodes of one key share it.
+
+    Arrays are given to a kernel when it runs, so that the layers of an encoder are alike: what counts of them is their
+    shapes and whether shifts reach 32. Only an average pooling has its constants as immediates.
+    """
+    from intq.kernels.cpu.heads import reach_of
+    from intq.kernels.pack import rescale_of
+
+    parts = [node.op, *((value.shape, value.dtype) for value in (*inputs, node.output))]
+    parts.append(json.dumps(dict(node.attrs), sort_keys=True, default=list))
+    parts += [(name, array.shape, array.dtype.name) for name, array in sorted(node.constants.items())]
+    if OPS[node.op].loop == "sum2d":
+        parts += [array.item() for _, array in sorted(node.constants.items()) if array.size == 1]
+    if "shift" in node.constants:
+        rescale = rescale_of(node, inputs)
+        parts += [rescale.base, rescale.lift]
+    if node.op == "attention":
+        parts.append(reach_of(node).narrow)
+    return str(parts)
 
 
 def _compiler_digest() -> bytes:

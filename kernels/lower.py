@@ -10,7 +10,8 @@ from tvm import relax, tirx
 
 from intq.graph import Graph, Node
 from intq.kernels import pack
-from intq.kernels.cpu import move, pool
+from intq.kernels.cpu import heads, move, pool
+from intq.kernels.cpu.attention import attention
 from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.contract import contraction
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
@@ -19,7 +20,7 @@ from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
-from intq.kernels.library import Library, description, structure
+from intq.kernels.library import Library, description, kernel_key, structure
 from intq.kernels.targets import choose
 from intq.ops import OPS
 from intq.value import Value
@@ -36,7 +37,7 @@ def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> L
     chosen = choose(target, isa)
     kernels: dict[str, tirx.PrimFunc] = {}
     names = {node.name: _kernel(node, graph.values, chosen.isa.name, kernels) for node in graph.nodes}
-    module = _relax(graph, chosen.isa.name, names, kernels, description(graph, chosen.isa.name, names))
+    module = _relax(graph, names, kernels, description(graph, chosen.isa.name, names))
     executable = tvm.compile(module, target=chosen.target, relax_pipeline=_PIPELINE)
     return Library(executable, chosen, structure(graph), names)
 
@@ -65,12 +66,10 @@ def _kernel(node: Node, values: dict[str, Value], isa: str, kernels: dict[str, t
     if node.op == "reshape":
         return ""
     inputs = tuple(values[name] for name in node.inputs)
-    arrays = pack.arrays(node, inputs, isa)
-    write = _WRITERS.get(OPS[node.op].loop) or _WRITERS[node.op]
-    function = write(node, inputs, arrays, isa)
-    key = hashlib.sha256(function.script().encode()).hexdigest()[:12]
-    name = f"{node.op}_{key}"
-    kernels.setdefault(name, function.with_attr("global_symbol", name))
+    name = f"{node.op}_{hashlib.sha256(kernel_key(node, inputs).encode()).hexdigest()[:12]}"
+    if name not in kernels:
+        write = _WRITERS.get(OPS[node.op].loop) or _WRITERS[node.op]
+        kernels[name] = write(node, inputs, pack.arrays(node, inputs, isa), isa).with_attr("global_symbol", name)
     return name
 
 
@@ -130,11 +129,18 @@ def _concat(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return move.concat("kernel", node.attrs, [_tensor(x) for x in inputs], _tensor(node.output))
 
 
+def _attention(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    narrow, base = heads.reach_of(node).narrow, pack.rescale_of(node, inputs).base
+    tensors = [_tensor(x) for x in inputs]
+    return attention("kernel", heads.of_node(isa, node), node.attrs, narrow, base, tensors, _tensor(node.output))
+
+
 _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,
     "rows": _layernorm,
+    "attention": _attention,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,
@@ -147,7 +153,11 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
 # ---- the module ------------------------------------------------------------------------------------------------
 
 
-def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
+def _arguments(kernel: tirx.PrimFunc) -> list[Tensor]:
+    return [(tuple(buffer.shape), str(buffer.dtype)) for buffer in kernel.params]
+
+
+def _relax(graph: Graph, names, kernels, text: str) -> tvm.IRModule:
     """``main(inputs..., constants)`` calls the kernels in turn; ``description()`` returns ``text``."""
     sizes = {d: tirx.Var(d, "int64") for value in graph.values.values() for d in value.shape if isinstance(d, str)}
 
@@ -158,12 +168,11 @@ def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
         shape, dtype = tensor
         return relax.TensorType(bound(shape), dtype)
 
-    values = graph.values
-    packed = {
-        node.name: pack.arrays(node, tuple(values[i] for i in node.inputs), isa) if names[node.name] else []
+    constants_of = {
+        node.name: _arguments(kernels[names[node.name]])[len(node.inputs) : -1] if names[node.name] else []
         for node in graph.nodes
     }
-    types = [info((array.shape, array.dtype.name)) for node in graph.nodes for array in packed[node.name]]
+    types = [info(argument) for arguments in constants_of.values() for argument in arguments]
     inputs = [relax.Var(f"x{i}", info(_tensor(value))) for i, value in enumerate(graph.inputs)]
     constants = relax.Var("constants", relax.TupleType(types))
     builder = relax.BlockBuilder()
@@ -177,7 +186,7 @@ def _relax(graph: Graph, isa: str, names, kernels, text: str) -> tvm.IRModule:
                 if not names[node.name]:
                     known[node.name] = builder.emit(relax.op.reshape(operands[0], bound(node.output.shape)))
                     continue
-                count = len(packed[node.name])
+                count = len(constants_of[node.name])
                 operands += [builder.emit(relax.TupleGetItem(constants, taken + i)) for i in range(count)]
                 taken += count
                 call = relax.call_tir(functions[names[node.name]], operands, info(_tensor(node.output)))

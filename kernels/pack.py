@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from intq.graph import Node
+from intq.kernels.cpu import heads
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
 from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.value import DTYPE_RANGE, Value
 
 HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 32-bit shift by the rest
-PER_CHANNEL = ("multiplier", "residual_multiplier", "offset")  # the fields of a packed run, in order; the shift is last
+# the fields of packed constants, in order; the shift is last
+PER_CHANNEL = ("multiplier", "multiplier_a", "multiplier_b", "residual_multiplier", "offset")
 PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
 
 NO_RESCALE = ("epsilon", "weight", "pad_value", "table", "curve")  # constants that are none of a rescale's
@@ -30,9 +32,10 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = [pack_weights(plan, constants["weight"]), epilogue(rescale_of(node, inputs), output_blocks(plan))]
     elif "table" in constants:
         out = [constants["table"]]
-    elif node.op != "avg_pool2d" and "multiplier" in constants and constants["multiplier"].size > 1:
-        row = tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural))
-        out = [epilogue(rescale_of(node, inputs), [(0, row)])]
+    elif node.op == "attention":
+        out = [heads.scalars(node, rescale_of(node, inputs).base)]
+    elif node.op != "avg_pool2d" and "shift" in constants:
+        out = [rescale_array(node, inputs, isa)]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
     if "epsilon" in constants:
@@ -47,6 +50,14 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         fields = [rescale[name].astype(np.int64) for name in ("multiplier", "offset", "shift")]
         out.append(np.concatenate([np.broadcast_to(f.squeeze(-1) if f.ndim else f, pixels).ravel() for f in fields]))
     return [np.ascontiguousarray(array) for array in out]
+
+
+def rescale_array(node: Node, inputs: tuple[Value, ...], isa: str) -> np.ndarray:
+    """Rescale constants as :func:`epilogue` lays them out, or one int64 each where no channel has its own."""
+    rescale = rescale_of(node, inputs)
+    if rescale.channelwise:
+        return epilogue(rescale, [(0, tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural)))])
+    return np.array([rescale.constants[name] for name in (*rescale.fields, "shift")], np.int64)
 
 
 def output_blocks(plan: Plan) -> Blocks:
@@ -106,6 +117,10 @@ class Rescale:
     constants: dict[str, np.ndarray]
     base: int
     lift: int
+
+    @property
+    def channelwise(self) -> bool:
+        return any(array.ndim for array in self.constants.values())
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """The compiled kernels give the reference's integers: every operation, every instruction set that this machine has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import random_graph
@@ -39,15 +41,15 @@ def assert_same(graph: Graph, network, *inputs: np.ndarray) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def drawn(graph: Graph, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
+def drawn(graph: Graph, batch: int, rng: np.random.Generator, tokens: int = 5) -> list[np.ndarray]:
     return [
-        rng.integers(v.low, v.high, bind_shape(v.shape, {"n": batch}), endpoint=True).astype(v.dtype)
+        rng.integers(v.low, v.high, bind_shape(v.shape, {"n": batch, "s": tokens}), endpoint=True).astype(v.dtype)
         for v in graph.inputs
     ]
 
 
-def filled(graph: Graph, batch: int, end: str) -> list[np.ndarray]:
-    return [np.full(bind_shape(v.shape, {"n": batch}), getattr(v, end), v.dtype) for v in graph.inputs]
+def filled(graph: Graph, batch: int, end: str, tokens: int = 5) -> list[np.ndarray]:
+    return [np.full(bind_shape(v.shape, {"n": batch, "s": tokens}), getattr(v, end), v.dtype) for v in graph.inputs]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,7 @@ def everything() -> Graph:
     inputs, nodes = [], []
     for op in OPS.values():
         for number, sample in enumerate(op.samples(rng)):
-            values = [
-                Value(f"{op.name}{number}.{v.name}", v.shape, v.dtype, v.low, v.high, v.scale, v.zero_point)
-                for v in sample.inputs
-            ]
+            values = [replace(v, name=f"{op.name}{number}.{v.name}") for v in sample.inputs]
             inputs += values
             nodes.append(
                 make_node(
@@ -79,8 +78,8 @@ def everything() -> Graph:
 def test_every_operation_equals_the_reference(everything, isa, tmp_path):
     network, rng = loaded(everything, isa, tmp_path), np.random.default_rng(1)
     assert network.instruction_set == isa
-    for batch in (1, 3):
-        assert_same(everything, network, *drawn(everything, batch, rng))
+    for batch, tokens in [(1, 1), (3, 17), (1, 38)]:
+        assert_same(everything, network, *drawn(everything, batch, rng, tokens))
     for end in ("low", "high"):
         assert_same(everything, network, *filled(everything, 2, end))
 

@@ -15,7 +15,7 @@ from intq.kernels.cpu.constants import Channelwise
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
-from intq.kernels.cpu.sweep import over_runs
+from intq.kernels.cpu.sweep import over_runs, words_before
 from intq.kernels.pack import Rescale
 from intq.ops.rows import inverse_deviation, normalised
 
@@ -31,7 +31,6 @@ def layernorm(name: str, isa: Isa, attrs, rescale: Rescale, source, output) -> t
     channels = output[0][-1]
     row = tuple(runs(channels, isa.quads, isa.natural))
     layout = Channelwise(rescale.fields, rescale.base)
-    dtypes = {"totals": "int32", "squares": "int64", "inverse": "int32"}
 
     def write(n, x, packed, epsilon, out):
         count = n * (sample_size(output[0]) // channels)
@@ -49,9 +48,7 @@ def layernorm(name: str, isa: Isa, attrs, rescale: Rescale, source, output) -> t
             T.buffer_store(inverse, result.clamped().parts[0], [ramp(0, ROWS)])
 
             def normalise(start, run: Run):
-                number = layout.words((run,)) * ((start - run.start) // run.width)
-                before = layout.words(tuple(r for r in row if r.start < run.start))
-                values = layout.load(packed, T.Bind(number + before), run)
+                values = layout.load(packed, words_before(layout, row, start, run), run)
                 with serial(rows) as i:
                     at = T.Bind((first + i) * channels + start)
                     total, share = (_everywhere(b[i], run) for b in (totals, inverse))
@@ -100,7 +97,7 @@ def _summed(terms, count: int) -> list:
 
 
 def _terms(words, isa: Isa) -> list:
-    """Vectors, int32 and int64, whose elements add up to the sum of the int16 ``words`` and to that of their squares."""
+    """Vectors, int32 and int64, whose elements add up to the sum of int16 ``words`` and to that of their squares."""
     count = lanes(words)
     if not isa.quads or count not in PAIR_PRODUCTS:
         wide = words.astype(vector_type("int32", count))

@@ -2,82 +2,90 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
-from intq.kernels.cpu.build import kernel, parallel, parallel_region, ramp, sample_size
+from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, ramp, sample_size
 from intq.kernels.cpu.constants import Channelwise, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import CURVE, TABLE, load, store, tables
 from intq.kernels.cpu.runs import Run, runs
-from intq.kernels.cpu.sweep import flat_runs, over_runs
+from intq.kernels.cpu.sweep import flat_runs, over_runs, words_before
 from intq.kernels.pack import Rescale
 
 
 def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output) -> tirx.PrimFunc:
-    """The kernel (inputs..., [packed constants], out). ``inputs``, ``output``: (shape, dtype).
+    """The kernel (inputs..., [constants], [curve], out). ``inputs``, ``output``: (shape, dtype).
 
-    Constants of shape () become immediates, others are packed; a body with a curve takes its coefficients after them.
-    The second input may be 1 where the first is not.
+    The constants are as :func:`intq.kernels.pack.rescale_array` lays them out; a body with a curve takes its
+    coefficients after them. The second input may be 1 where the first is not.
     """
-    constants, base, lift = rescale.constants, rescale.base, rescale.lift
     curve = "drop" in attrs
-    channelwise = any(array.ndim for array in constants.values())
-    length, channels = sample_size(output[0]), output[0][-1]
+    (shape, _), row = output, tuple(runs(output[0][-1], isa.quads, isa.natural)) if rescale.channelwise else ()
+    layout = Channelwise(rescale.fields, rescale.base)
     arguments = list(inputs)
-    layout = Channelwise(rescale.fields, base)
-    if channelwise:
-        arguments.append(((layout.words(tuple(runs(channels, isa.quads, isa.natural))),), "int64"))
+    if rescale.constants:
+        arguments.append(((layout.words(row) if row else len(rescale.fields) + 1,), "int64"))
     if curve:
         arguments.append(((CURVE * TABLE,), "int32"))
+    names = tuple(d for d in shape if isinstance(d, str))
 
-    def write(n, *buffers):
-        *sources, out = buffers
+    def write(*rest):
+        sizes, (*sources, out) = dict(zip(names, rest, strict=False)), rest[len(names) :]
         coefficients = sources.pop() if curve else None
-        packed = sources.pop() if channelwise else None
+        packed = sources.pop() if rescale.constants else None
         with parallel_region():
             more = {"curve": tables(coefficients, isa)} if curve else {}
-            if not channelwise and all(shape == output[0] for shape, _ in inputs):
+            scalars = {} if row else _scalars(packed, rescale)
 
-                def element(index, run: Run):
+            def element(index, operands, values, run: Run):
+                operands = tuple(operand.lifted(rescale.lift) for operand in operands)
+                store(out, index, body(TvmDialect, operands, values | more, attrs), run)
+
+            if not row and all(s == shape for s, _ in inputs):
+
+                def alike(index, run: Run):
                     index = T.Bind(index)
-                    operands = tuple(load(s, index, run).lifted(lift) for s in sources)
-                    store(out, index, body(TvmDialect, operands, uniform(constants, run, base) | more, attrs), run)
+                    element(index, [load(s, index, run) for s in sources], uniform(scalars, run, rescale.base), run)
 
-                flat_runs(n, length, isa, element)
+                flat_runs(math.prod(sizes.values()), sample_size(shape), isa, alike)
                 return
-            pixels = length // channels
-            with parallel(n * pixels) as pixel:
+            known = [sizes.get(d, d) for d in shape]
+            with parallel(math.prod(known[:-1])) as pixel:
 
-                def element(start, run: Run):
-                    operands = [load(sources[0], T.Bind(pixel * channels + start), run).lifted(lift)]
+                def channels(start, run: Run):
+                    index = T.Bind(pixel * known[-1] + start)
+                    operands = [load(sources[0], index, run)]
                     if len(sources) > 1:
-                        at = _broadcast_pixel(pixel, inputs[0][0], inputs[1][0]) * inputs[1][0][-1]
-                        operands.append(_broadcast_load(sources[1], at, start, inputs[1][0][-1], run))
-                    if channelwise:
-                        number = layout.words((run,)) * ((start - run.start) // run.width)
-                        first = layout.words(tuple(r for r in row if r.start < run.start))
-                        values = layout.load(packed, T.Bind(number + first), run)
-                    else:
-                        values = uniform(constants, run, base)
-                    result = body(TvmDialect, tuple(operands), values | more, attrs)
-                    store(out, T.Bind(pixel * channels + start), result, run)
+                        other = inputs[1][0]
+                        at = _broadcast_pixel(pixel, known, other) * other[-1]
+                        operands.append(_broadcast_load(sources[1], at, start, other[-1], run))
+                    values = layout.load(packed, words_before(layout, row, start, run), run) if row else None
+                    element(index, operands, values or uniform(scalars, run, rescale.base), run)
 
-                row = runs(channels, isa.quads, isa.natural)
-                over_runs(row, element)
+                over_runs(row or runs(known[-1], isa.quads, isa.natural), channels)
 
-    return kernel(name, [*arguments, output], write)
+    return kernel(name, [*arguments, output], write, names)
+
+
+def _scalars(packed, rescale: Rescale) -> dict:
+    if not rescale.constants:
+        return {}
+    return {name: T.Bind(packed[i]) for i, name in enumerate((*rescale.fields, "shift"))}
 
 
 def _broadcast_pixel(pixel, shape, other):
     """The pixel of ``other`` that meets ``pixel`` of ``shape``: all axes but the last, 1 repeats."""
-    place, stride, rest = 0, 1, pixel
-    for size, own in zip(reversed(shape[1:-1]), reversed(other[1:-1]), strict=True):
+    place, stride, rest = i64(0), i64(1), pixel
+    for size, own in zip(reversed(shape[:-1]), reversed(other[:-1]), strict=True):
         if own != 1:
             place = place + rest % size * stride
-        rest, stride = rest // size, stride * own
-    return place + rest * stride
+            stride = stride * size
+        rest = rest // size
+    return place
 
 
 def _broadcast_load(buffer, at, start, channels: int, run: Run) -> Vector:

@@ -8,6 +8,7 @@ from itertools import groupby
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu.build import i64, parallel, serial
+from intq.kernels.cpu.constants import Channelwise
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.runs import Run, runs
 
@@ -23,6 +24,13 @@ def over_runs(row: list[Run], body: Callable) -> None:
                 body(i * width + alike[0].start, alike[0])
         else:
             body(i64(alike[0].start), alike[0])
+
+
+def words_before(layout: Channelwise, row: tuple[Run, ...], start, run: Run):
+    """Where the constants of the run at ``start`` begin, see :func:`over_runs`: those of a whole row lie in order."""
+    number = (start - run.start) // run.width
+    first = layout.words(tuple(r for r in row if r.start < run.start))
+    return T.Bind(layout.words((run,)) * number + first)
 
 
 def flat_runs(batch, length: int, isa: Isa, body: Callable) -> None:
