@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,11 +17,11 @@ import numpy as np
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph
-from intq.value import Value, bind_shape, check_inputs
+from intq.probes import Arrays, padded, padding_of, probes
+from intq.value import check_inputs
 
 COMPILED_RUNS = 4  # of every batch: threads that disturb each other do not do so every time
-
-Arrays = tuple[np.ndarray, ...]
+PADDED_BATCHES, PADDED_TEXTS = 4, 3  # of which every text is also run alone
 
 _NEEDS = {
     "torch": "pip install 'torch==2.13.*'",
@@ -34,26 +34,29 @@ def verify(
     *,
     kernels: bool = True,
     network: Callable[..., Any] | None = None,
-    images: Iterable[np.ndarray] = (),
+    examples: Iterable[np.ndarray] = (),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Compare all backends with the reference, bit for bit, and collect the proofs.
 
     ``kernels``: also the compiled backend, ``"cpu"``: ``network``, or the graph compiled for this machine.
-    ``images``: further inputs, each an array with or without a batch axis, of the graph's (only) input.
+    ``examples``: further inputs, each an array with or without a batch axis, of the graph's (only) input.
     ``seed``: of the random inputs. ``progress(done, total)`` is called after every batch.
 
-    Inputs: random, everything at its lowest, everything at its highest, and one element at its highest in a corner and
-    in the centre; batches of one and of two. The torch backend is compared at every node, the compiled one at the
-    outputs, several times. The result is JSON::
+    Inputs (:mod:`intq.probes`): of images random ones, everything at its lowest and at its highest, and one element at
+    its highest in a corner and in the centre; of texts padded ones, a single token, one token all over, and the longest
+    text. The torch backend is compared at every node, the compiled one at the outputs, several times. Where padding is
+    masked, every text of some padded batches is also run alone: ``"alone_equals_padded"`` counts what then differs, by
+    the compiled backend where there is one, else by torch. The result is JSON::
 
-        {"mismatches": {"torch": 0, "cpu": 0},       elements that differ from the reference
+        {"mismatches": {"torch": 0, "cpu": 0,        elements that differ from the reference
+                        "alone_equals_padded": 0},   (texts with a mask only)
          "float_instructions": 0,                    floating-point arithmetic in the compiled kernels
          "overflow": {"proven": true, "widest_bits": 27, "node": "..."},
          "layers": [{"name", "sqnr_db"}],            against the float model, worst first, as measured when quantized
          "first_mismatch": null,                     or {"backend", "node", "input", "index", "expected", "got"}
-         "compared": {"torch": 0, "cpu": 0},         elements compared
+         "compared": {"torch": 0, "cpu": 0, ...},    elements compared
          "inputs": [{"name", "batch"}],
          "instruction_set": "...", "kernels": {kernel: its floating-point instructions}}
 
@@ -67,56 +70,39 @@ def verify(
     if kernels:
         network, audit = _audited(graph, network)
         backends += [("cpu", _outputs_of(network, graph))] * COMPILED_RUNS
-    batches = [*probes(graph.inputs, seed), *_images(graph, images)]
+    batches = [*probes(graph, seed), *_examples(graph, examples)]
+    rounds = PADDED_BATCHES if padding_of(graph) is not None else 0
     comparisons: list[Comparison] = []
     for done, (name, inputs) in enumerate(batches, 1):
         comparisons += _compare(graph, backends, name, inputs)
         if progress:
-            progress(done, len(batches))
+            progress(done, len(batches) + rounds)
+    for done in range(1, rounds + 1):
+        comparisons += _alone_and_padded(graph, backends[-1][1], np.random.default_rng(seed + done))
+        if progress:
+            progress(len(batches) + done, len(batches) + rounds)
+    kinds = list(dict.fromkeys(c.backend for c in comparisons))
     return {
-        "mismatches": {b: sum(c.mismatches for c in comparisons if c.backend == b) for b, _ in backends},
+        "mismatches": {kind: sum(c.mismatches for c in comparisons if c.backend == kind) for kind in kinds},
         "float_instructions": sum(audit.kernels.values()) if audit else None,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
         "layers": sorted(graph.metadata.get("layers", ()), key=lambda layer: layer["sqnr_db"]),
         "first_mismatch": next((c.difference for c in comparisons if c.mismatches), None),
-        "compared": {b: sum(c.elements for c in comparisons if c.backend == b) for b, _ in backends},
+        "compared": {kind: sum(c.elements for c in comparisons if c.backend == kind) for kind in kinds},
         "inputs": [{"name": name, "batch": len(inputs[0])} for name, inputs in batches],
         "instruction_set": audit.instruction_set if audit else None,
         "kernels": audit.kernels if audit else {},
     }
 
 
-def probes(inputs: Sequence[Value], seed: int) -> Iterator[tuple[str, Arrays]]:
-    """Batches that reach what random data does not: both ends of every range, and one element that stands out."""
-    rng = np.random.default_rng(seed)
-    yield "random", tuple(_random(v, 1, rng) for v in inputs)
-    yield "lowest, highest", tuple(np.concatenate([_full(v, v.low), _full(v, v.high)]) for v in inputs)
-    yield "one-hot corner, one-hot centre", tuple(np.concatenate([_one_hot(v, 0.0), _one_hot(v, 0.5)]) for v in inputs)
-
-
-def _random(value: Value, batch: int, rng: np.random.Generator) -> np.ndarray:
-    shape = bind_shape(value.shape, {"n": batch})
-    return rng.integers(value.low, value.high, shape, endpoint=True).astype(value.dtype)
-
-
-def _full(value: Value, fill: int) -> np.ndarray:
-    return np.full(bind_shape(value.shape, {"n": 1}), fill, value.dtype)
-
-
-def _one_hot(value: Value, where: float) -> np.ndarray:
-    array = _full(value, value.low)
-    array[tuple(int(size * where) for size in array.shape)] = value.high
-    return array
-
-
-def _images(graph: Graph, images: Iterable[np.ndarray]) -> Iterator[tuple[str, Arrays]]:
-    for i, image in enumerate(images):
+def _examples(graph: Graph, examples: Iterable[np.ndarray]) -> Iterator[tuple[str, Arrays]]:
+    for i, example in enumerate(examples):
         if len(graph.inputs) != 1:
-            raise IntqError(f"images fit a graph with one input; this one has {len(graph.inputs)}")
-        image = np.asarray(image)
-        image = image[None] if image.ndim == len(graph.inputs[0].shape) - 1 else image
-        check_inputs(graph.inputs, (image,))
-        yield f"image {i}", (image,)
+            raise IntqError(f"examples fit a graph with one input; this one has {len(graph.inputs)}")
+        array = np.asarray(example)
+        array = array[None] if array.ndim == len(graph.inputs[0].shape) - 1 else array
+        check_inputs(graph.inputs, (array,))
+        yield f"example {i}", (array,)
 
 
 # ---- backends --------------------------------------------------------------------------------------------------
@@ -208,3 +194,16 @@ def _compare(graph: Graph, backends, batch: str, inputs: Arrays) -> list[Compari
 
     reference.run(graph, *inputs, observe=compare)
     return comparisons
+
+
+def _alone_and_padded(graph: Graph, values, rng: np.random.Generator) -> Iterator[Comparison]:
+    """A random padded batch's outputs against those of each of its texts without padding, as one backend has them."""
+    arrays, lengths = padded(graph, PADDED_TEXTS, rng)
+    together = values(tuple(arrays))
+    for i, length in enumerate(lengths):
+        alone = values(tuple(array[i : i + 1, :length] for array in arrays))
+        for name in graph.outputs:
+            expected = together[name][i : i + 1]
+            if any(isinstance(d, str) for d in graph.values[name].shape[1:2]):  # a result for every token
+                expected = expected[:, :length]
+            yield _compared("alone_equals_padded", name, f"{length} tokens alone", expected, alone[name])

@@ -8,6 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)  # how long an example takes says nothing of the code
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

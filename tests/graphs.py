@@ -41,7 +41,7 @@ class Network:
             scale=scale,
             zero_point=zero_point,
             attrs=attrs,
-            constants=constants,
+            constants={key: np.asarray(value) for key, value in (constants or {}).items()},
             source=f"module.{len(self.nodes)}",
         )
         self.nodes.append(node)

@@ -7,6 +7,7 @@ import pytest
 from graphs import random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_graphs import random_text_graph
 from unbounded import unbounded
 
 from intq.backends import reference
@@ -329,13 +330,15 @@ def test_a_sum_contains_every_partial_sum(a, terms):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whole_networks_stay_within_their_bounds(seed):
-    graph, rng = random_graph(seed), np.random.default_rng(seed)
-    shape = (3, *graph.inputs[0].shape[1:])
-    pixels = rng.choice([0, 0, 255, 255, 17], shape).astype(np.uint8)
+@pytest.mark.parametrize("make", [random_graph, random_text_graph])
+def test_whole_networks_stay_within_their_bounds(make, seed):
+    graph, rng = make(seed), np.random.default_rng(seed)
+    (x,) = graph.inputs
+    shape = bind_shape(x.shape, {"n": 3, "s": 11})
+    ends = rng.choice([x.low, x.low, x.high, x.high, 17], shape).astype(x.dtype)
 
     def within(name, array):
         value = graph.values[name]
         assert value.low <= array.min() and array.max() <= value.high, name
 
-    reference.run(graph, pixels, observe=within)
+    reference.run(graph, ends, observe=within)

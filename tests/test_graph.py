@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import random_graph
+from text_graphs import LONGEST, VOCABULARY, random_text_graph, sentences
 
 from intq.backends import reference
 from intq.errors import IntqError, UnprovenError
@@ -147,7 +148,30 @@ def test_symbolic_dimensions_are_bound():
     assert bind_shape(("n", 4, "s"), {"n": 2, "s": 7}) == (2, 4, 7)
 
 
+def test_texts_have_any_length_up_to_the_longest():
+    graph = random_text_graph(1)
+    for batch, tokens in ((1, 1), (3, 7), (2, LONGEST)):
+        (scores,) = reference.run(graph, sentences(batch, tokens))
+        assert scores.shape == bind_shape(graph.values[graph.outputs[0]].shape, {"n": batch, "s": tokens})
+    with pytest.raises(IntqError, match=f"ids: at most {LONGEST} along 's' are possible, got {LONGEST + 1}; shorten"):
+        reference.run(graph, sentences(1, LONGEST + 1))
+    for wrong in (-1, VOCABULARY):
+        with pytest.raises(IntqError, match=rf"ids: its integers must lie in \[0, {VOCABULARY - 1}\]"):
+            reference.run(graph, np.full((1, 3), wrong, np.int32))
+
+
+def test_an_input_longer_than_attention_is_proven_for_is_refused():
+    graph = random_text_graph(1)
+    longer = replace(graph, inputs=(replace(graph.inputs[0], longest=LONGEST + 1),))
+    with pytest.raises(IntqError, match=rf"attention\S* \(attention\): proven for at most {LONGEST} tokens"):
+        at = next(i for i, node in enumerate(graph.nodes) if node.op == "attention")
+        replace(longer, nodes=graph.nodes[at:]).verify()
+    with pytest.raises(IntqError, match="positions for"):
+        longer.verify()
+
+
+@pytest.mark.parametrize("make", [random_graph, random_text_graph])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_networks_are_proven(seed):
-    graph = random_graph(seed)
+def test_random_networks_are_proven(make, seed):
+    graph = make(seed)
     assert 1 < graph.verify().widest_bits <= 32

@@ -39,7 +39,7 @@ ROOMS = (
         "intq.emit",
         "intq.quantize",
     },
-    {"intq.assets", "intq.pretrained", "intq.verification", "intq.bench", "intq.domains"},
+    {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},
     {"intq.console", "intq.show", "intq.networks", "intq.evaluation", "intq.cli", "intq.__main__"},
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from graphs import random_graph
+from text_graphs import LONGEST, PADDING, VOCABULARY, random_text_graph
 
 import intq
 from intq import verification
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
+from intq.probes import SHORT, padded, padding_of, probes
 from intq.value import Value
-from intq.verification import probes, verify
+from intq.verification import verify
 
 
 def compiled_like_the_reference(graph: Graph, monkeypatch, spoil=lambda outputs: None, kernels=None):
@@ -50,21 +52,79 @@ def test_the_compiled_network_of_this_machine():
 
 def test_every_kind_of_input_is_tried():
     graph = random_graph(0)
-    batches = dict(probes(graph.inputs, seed=3))
+    batches = dict(probes(graph, seed=3))
     assert list(batches) == ["random", "lowest, highest", "one-hot corner, one-hot centre"]
     ((random,), (ends,), (hot,)) = batches.values()
     assert random.shape == (1, 12, 13, 3) and random.dtype == np.uint8 and len(np.unique(random)) > 100
     assert [(a.min(), a.max()) for a in ends] == [(0, 0), (255, 255)]
     assert [np.argwhere(a).tolist() for a in hot] == [[[0, 0, 0]], [[6, 6, 1]]] and hot.max() == 255
-    np.testing.assert_array_equal(random, dict(probes(graph.inputs, seed=3))["random"][0])
-    assert (random != dict(probes(graph.inputs, seed=4))["random"][0]).any()
+    np.testing.assert_array_equal(random, dict(probes(graph, seed=3))["random"][0])
+    assert (random != dict(probes(graph, seed=4))["random"][0]).any()
 
 
 def test_inputs_stay_in_their_declared_bounds():
-    values = [Value("a", ("n", 50), "int16", -7, 300), Value("b", ("n", 50), "uint8", 3, 3)]
-    for _, (a, b) in probes(values, seed=0):
+    values = (Value("a", ("n", 50), "int16", -7, 300), Value("b", ("n", 50), "uint8", 3, 3))
+    for _, (a, b) in probes(Graph(values, (), ()), seed=0):
         assert (a.dtype, a.min() >= -7, a.max() <= 300) == (np.int16, True, True)
         assert (b == 3).all()
+
+
+def test_every_kind_of_text_is_tried():
+    graph = random_text_graph(0)
+    assert padding_of(graph) == PADDING
+    batches = {name: ids for name, (ids,) in probes(graph, seed=3)}
+    assert list(batches) == ["random, padded", "one token", "lowest, highest, padding"]
+    random = batches["random, padded"]
+    assert random.shape == (3, LONGEST) and random.dtype == np.int32
+    assert (random[0] != PADDING).all() and (random[2, 1:] == PADDING).all() and random[2, 0] != PADDING
+    assert batches["one token"].shape == (1, 1)
+    extremes = batches["lowest, highest, padding"]
+    assert extremes.shape == (3, LONGEST) and (extremes == [[0], [VOCABULARY - 1], [PADDING]]).all()
+
+
+def test_the_longest_text_is_tried_and_a_text_without_mask_has_no_padding():
+    longer = random_text_graph(1, masked=False)
+    longer = replace(longer, inputs=(replace(longer.inputs[0], longest=100),))
+    batches = {name: ids for name, (ids,) in probes(longer, seed=0)}
+    assert batches["longest"].shape == (1, 100) and batches["random, padded"].shape == (3, SHORT)
+    assert batches["lowest, highest"].shape == (2, SHORT) and padding_of(longer) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_padded_texts_have_padding_at_their_ends_only(seed):
+    arrays, lengths = padded(random_text_graph(seed), 5, np.random.default_rng(seed))
+    assert lengths[0] == LONGEST and lengths[-1] == 1 and len(lengths) == 5
+    for row, length in zip(arrays[0], lengths, strict=True):
+        assert (row[:length] != PADDING).all() and (row[length:] == PADDING).all()
+
+
+@pytest.mark.parametrize(("seed", "masked"), [(1, True), (2, True), (0, False)])
+def test_a_text_network_is_verified(seed, masked):
+    graph = random_text_graph(seed, masked=masked)
+    result = verify(graph, kernels=False)
+    assert set(result["mismatches"]) == ({"torch", "alone_equals_padded"} if masked else {"torch"})
+    assert sum(result["mismatches"].values()) == 0 and result["first_mismatch"] is None
+    assert min(result["compared"].values()) > 0
+    assert result["inputs"][0] == {"name": "random, padded", "batch": 3}
+
+
+def test_the_compiled_text_network_of_this_machine():
+    graph, seen = random_text_graph(3), []
+    result = verify(graph, progress=lambda *at: seen.append(at))
+    assert result["mismatches"] == {"torch": 0, "cpu": 0, "alone_equals_padded": 0}
+    assert result["float_instructions"] == 0
+    assert seen == [(i, 7) for i in range(1, 8)]
+
+
+def test_a_network_that_looks_at_padding_is_found():
+    """The mask of the first attention is gone: a sentence's answer then depends on how far it is padded."""
+    graph = random_text_graph(2)
+    at = next(i for i, node in enumerate(graph.nodes) if node.op == "attention")
+    blind = replace(graph.nodes[at], inputs=graph.nodes[at].inputs[:3])
+    graph = replace(graph, nodes=(*graph.nodes[:at], blind, *graph.nodes[at + 1 :]))
+    result = verify(graph, kernels=False)
+    assert result["mismatches"]["torch"] == 0 and result["mismatches"]["alone_equals_padded"] > 0
+    assert result["first_mismatch"]["input"].endswith("tokens alone")
 
 
 def test_without_kernels_only_torch_is_compared():
@@ -73,17 +133,17 @@ def test_without_kernels_only_torch_is_compared():
     assert (result["float_instructions"], result["instruction_set"], result["kernels"]) == (None, None, {})
 
 
-def test_progress_and_further_images():
+def test_progress_and_further_examples():
     graph, seen = random_graph(1), []
     image = np.full((12, 13, 3), 9, np.uint8)
-    result = verify(graph, kernels=False, images=[image, image[None]], progress=lambda *at: seen.append(at))
+    result = verify(graph, kernels=False, examples=[image, image[None]], progress=lambda *at: seen.append(at))
     assert seen == [(i, 5) for i in range(1, 6)]
-    assert result["inputs"][3:] == [{"name": "image 0", "batch": 1}, {"name": "image 1", "batch": 1}]
+    assert result["inputs"][3:] == [{"name": "example 0", "batch": 1}, {"name": "example 1", "batch": 1}]
 
 
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(IntqError, match=r"expected shape \(n, 12, 13, 3\), got \(1, 9, 9, 3\)"):
-        verify(random_graph(1), kernels=False, images=[np.zeros((9, 9, 3), np.uint8)])
+        verify(random_graph(1), kernels=False, examples=[np.zeros((9, 9, 3), np.uint8)])
 
 
 def test_a_wrong_compiled_output_is_counted_and_located(monkeypatch):
@@ -138,7 +198,7 @@ def test_a_wrong_node_of_torch_is_named_even_if_no_output_shows_it(monkeypatch):
     monkeypatch.setattr(
         verification, "import_module", lambda name: SimpleNamespace(prepare=lambda _: torch_backend.prepare(wrong))
     )
-    result = verify(graph, kernels=False, images=[np.zeros(8, np.uint8)])
+    result = verify(graph, kernels=False, examples=[np.zeros(8, np.uint8)])
     first_mismatch = result["first_mismatch"]
     assert result["mismatches"]["torch"] > 0
     assert (first_mismatch["backend"], first_mismatch["node"]) == ("torch", "first")

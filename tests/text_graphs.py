@@ -40,7 +40,7 @@ def embedding(net: Network, ids: Value, channels: int) -> Value:
     reals = [*net.rng.uniform(20, 120, VOCABULARY), 0.2, 0.1]
     multipliers, shift = dyadic_terms(reals)
     constants = tables | {
-        "word_multiplier": np.array(multipliers[:-2], np.int32),
+        "word_multiplier": multipliers[:-2],
         "position_multiplier": multipliers[-2],
         "segment_multiplier": multipliers[-1],
         "offset": offset_of(0.0, shift, 0),
@@ -56,7 +56,7 @@ def layernorm(net: Network, x: Value, dtype: str) -> Value:
     gamma = net.rng.uniform(0.3, 1.5, x.channels) * net.rng.choice([-1, 1], x.channels)
     (multiplier,), shift = dyadic_terms([gamma * SPREAD[dtype] / 2**UNIT_BITS])
     beta = net.rng.normal(0, 0.3 * SPREAD[dtype], x.channels)
-    epsilon = np.int64(round(x.channels**2 * 1e-5 / x.scale**2)).reshape(())
+    epsilon = round(x.channels**2 * 1e-5 / x.scale**2)
     constants = {
         "multiplier": multiplier,
         "offset": offset_of(beta, shift, zero_point),
