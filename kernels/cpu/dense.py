@@ -27,6 +27,7 @@ TILE, WIDTH = 16, DOUBLE.width  # most rows of a hardware tile; columns of a uni
 SUMS = 2 * TILE * WIDTH  # of a unit
 RESIDENT = 2**20  # bytes of A that stay in a core's second cache
 LINE = 64  # bytes of a cache line
+STREAMS, SHARERS = 8, 4  # parts of a block of weights asked for at once; pairs of tiles that ask at most
 
 
 def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
@@ -52,7 +53,7 @@ def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """The unit whose sums wait: rows of each tile, where the tiles begin, its block of columns, its half of the sums."""
+    """The unit whose sums wait: rows of each tile, where they begin, the block of columns, the half of the sums."""
 
     count: object
     first: object
@@ -85,11 +86,11 @@ class _Writer:
         k, step_bytes = plan.k, 2 * 16 * plan.step
         starts = [T.Bind(tirx.min((2 * (group + pair) + i) * self.height, self.rows - self.height)) for i in range(2)]
         weights = T.Bind(block * (step_bytes * plan.steps))
-        # all pairs together ask for the next block, in as many places at once as each asks for lines in a step: memory
-        # answers many orderly streams faster than one, and much faster than none
-        streams = T.Bind((step_bytes // LINE + pairs - 1) // pairs)
-        stream = T.Bind(pairs * (plan.steps * LINE))
-        ahead = T.Bind(weights + step_bytes * plan.steps + pair * (plan.steps * LINE))
+        # the first pairs together ask for the next block, each for its part of eight streams: memory answers many
+        # orderly streams faster than one
+        stream = plan.steps * step_bytes // STREAMS
+        each = T.Bind(tirx.Select(pair < SHARERS, (SHARERS - 1) // pairs + 1, i64(0)))  # lines of a stream in a step
+        ahead = T.Bind(weights + plan.steps * step_bytes + pair * plan.steps * each * LINE)
         a, w = self.buffers.x, self.buffers.weight
         for i in range(4):
             micro.amx_instruction("tilezero", micro.tile(i))
@@ -99,8 +100,10 @@ class _Writer:
             if plan.starts[-1] != (plan.steps - 1) * plan.step:
                 offset = tirx.min(offset, i64(plan.starts[-1]))
             at = T.Bind(weights + number * step_bytes)
-            with serial(streams) as i:
-                micro.prefetch(w, ahead + i * stream + number * LINE)
+            with serial(each) as line:
+                first = T.Bind(ahead + (number * each + line) * LINE)
+                for i in range(STREAMS):
+                    micro.prefetch(w, first + i * stream)
             for j in range(2):
                 micro.amx_instruction(
                     "tileloadd64", micro.tile(6 + j), T.address_of(w[at + j * (16 * plan.step)]), i64(64)
@@ -138,13 +141,14 @@ class _Writer:
         """Row ``number`` of both tiles."""
         at = T.Bind(unit.half + number * WIDTH)
         operands = (accumulated(self.sums, (at, at + TILE * WIDTH), DOUBLE),)
-        places = tuple(T.Bind((first + number) * self.plan.co + unit.block * WIDTH) for first in (unit.first, unit.second))
+        column = unit.block * WIDTH
+        places = tuple(T.Bind((first + number) * self.plan.co + column) for first in (unit.first, unit.second))
         if self.plan.co % WIDTH == 0:
             if self.epilogue.residual:
                 operands += (self.epilogue.residual_of(self.buffers.residual, places, DOUBLE),)
             store(self.buffers.out, places, self.epilogue.apply(operands, constants), DOUBLE)
             return
-        count = T.Bind(tirx.min(i64(WIDTH), self.plan.co - unit.block * WIDTH))
+        count = T.Bind(tirx.min(i64(WIDTH), self.plan.co - column))
         if self.epilogue.residual:
             operands += (self._partial_residual(places, count),)
         rows = narrow(self.epilogue.apply(operands, constants), self.epilogue.dtype, DOUBLE)
