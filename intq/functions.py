@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Kim et al., I-BERT: Integer-only BERT Quantization, 2021: erf(x) ~ sgn(x) (a (min(|x|, -b) + b)**2 + 1), equation 8,
+# and exp(p) ~ a (p + b)**2 + c for p in (-ln 2, 0], equation 13. Both are a least-squares fit of the paper's.
+IBERT_ERF = {"a": -0.2888, "b": -1.769}
+IBERT_EXP = {"a": 0.3585, "b": 1.353, "c": 0.344}
+
+
+def ibert_gelu(x: Tensor) -> Tensor:
+    """x / 2 (1 + erf(x / sqrt 2)) with I-BERT's erf; up to 1.8e-2 from GELU."""
+    a, b = IBERT_ERF["a"], IBERT_ERF["b"]
+    z = x / math.sqrt(2)
+    return x / 2 * (1 + z.sign() * (a * (z.abs().clamp(max=-b) + b) ** 2 + 1))
+
+
+def ibert_exp(x: Tensor) -> Tensor:
+    """exp(x) = 2**-z exp(p) for x = p - z ln 2 <= 0, z whole, with I-BERT's exp(p); up to 1.9e-3 from exp."""
+    z = (-x / math.log(2)).floor()
+    p = x + z * math.log(2)
+    return torch.exp2(-z) * (IBERT_EXP["a"] * (p + IBERT_EXP["b"]) ** 2 + IBERT_EXP["c"])
+
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -31,4 +52,6 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "square": torch.square,
     "erf": torch.erf,
     "softsign": F.softsign,
+    "ibert_gelu": ibert_gelu,
+    "ibert_exp": ibert_exp,
 }
