@@ -22,43 +22,58 @@ import numpy as np
 import intq
 from intq.errors import IntqError
 from intq.graph import Node
-from intq.value import bind_shape
+from intq.value import Value, bind_shape
 
+TOKENS = 128  # of a text, unless told otherwise
 ROUNDS = 8  # turns of layers and peak
 PASSES = 5  # through the layers, in each turn
 
 
-def bench(folder: str | Path, threads: int | None = None, batch: int = 1, seconds: float = 3.0) -> dict[str, Any]:
-    """Time a compiled artifact on random input.
+def bench(
+    folder: str | Path, threads: int | None = None, batch: int = 1, sequence: int | None = None, seconds: float = 3.0
+) -> dict[str, Any]:
+    """Time a compiled artifact on random input; `sequence`: the tokens of each text, 128 or the most there can be.
 
-    The result is JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
+    The result is JSON: {"model", "threads", "batch", "sequence", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
     "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}. A layer's time is its
     minimum; k (the products that each output sums), gops (10**9 multiplications and additions a second) and peak_share
-    are null for what multiplies nothing.
+    are null for what multiplies nothing, and sequence is null for images.
     peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with the layers.
 
-    Raises IntqError when the artifact is damaged, or the library cannot run here.
+    Raises IntqError when the artifact is damaged, the library cannot run here, or the texts are too long for it.
     """
+    sequence = _tokens(intq.load(folder).inputs[0], sequence)
     threads = threads or len(os.sched_getaffinity(0))
     package = str(Path(intq.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "intq.bench", str(folder), str(threads), str(batch), str(seconds)]
+    command = [sys.executable, "-m", "intq.bench", str(folder), *map(str, (threads, batch, sequence or 0, seconds))]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if run.returncode:
         raise IntqError(f"the process that measures {folder} ended with code {run.returncode}: its message is above")
     return json.loads(run.stdout)
 
 
-def measure(folder: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
-    """What `bench` returns, of this process."""
+def _tokens(value: Value, wanted: int | None) -> int | None:
+    """How many tokens to give a network with this input; None for an image."""
+    if not any(isinstance(size, str) for size in value.shape[1:]):
+        if wanted:
+            raise IntqError(
+                f"the input {value.name} has no tokens, whose number could be {wanted}: leave out --sequence"
+            )
+        return None
+    if wanted and 0 < value.longest < wanted:
+        raise IntqError(f"a text has at most {value.longest} tokens here, got {wanted}: choose a smaller --sequence")
+    return wanted or min(TOKENS, value.longest or TOKENS)
+
+
+def measure(folder: str, threads: int, batch: int, sequence: int, seconds: float) -> dict[str, Any]:
+    """What `bench` returns, of this process; `sequence` is 0 for images."""
     start = time.perf_counter()
     network = intq.compile(folder, threads=threads)
     load_ms = 1e3 * (time.perf_counter() - start)
     rng = np.random.default_rng(0)
-    inputs = [
-        rng.integers(v.low, v.high, bind_shape(v.shape, {v.shape[0]: batch}), v.dtype, endpoint=True)
-        for v in network.inputs
-    ]
+    sizes = {"n": batch, "s": sequence}
+    inputs = [rng.integers(v.low, v.high, bind_shape(v.shape, sizes), v.dtype, endpoint=True) for v in network.inputs]
     times = timed(lambda: network(*inputs), seconds)
     memory = peak_memory_mb()
     graph = intq.load(folder)
@@ -67,13 +82,14 @@ def measure(folder: str, threads: int, batch: int, seconds: float) -> dict[str, 
         "model": graph.metadata.get("model", Path(folder).name),
         "threads": threads,
         "batch": batch,
+        "sequence": sequence or None,
         "min_ms": 1e3 * min(times),
         "median_ms": 1e3 * statistics.median(times),
         "peak_memory_mb": memory,
         "load_ms": load_ms,
         "instruction_set": network.instruction_set,
         "peak_gops": peak / 1e9,
-        "layers": [_layer(node, layers[node.name], batch, peak) for node in graph.nodes],
+        "layers": [_layer(node, layers[node.name], sizes, peak) for node in graph.nodes],
     }
 
 
@@ -100,13 +116,16 @@ def layer_times(network, inputs, threads: int) -> tuple[dict[str, float], float]
     return best, peak
 
 
-def _layer(node: Node, seconds: float, batch: int, peak: float) -> dict[str, Any]:
+def _layer(node: Node, seconds: float, sizes: dict[str, int], peak: float) -> dict[str, Any]:
     layer = {"name": node.name, "op": node.op, "k": None, "ms": 1e3 * seconds, "gops": None, "peak_share": None}
+    shape = bind_shape(node.output.shape, sizes)
     if "weight" in node.constants:
-        k = math.prod(node.constants["weight"].shape[1:])
-        outputs = batch * math.prod(size for size in node.output.shape if isinstance(size, int))
-        rate = 2 * k * outputs / seconds
-        layer |= {"k": k, "gops": rate / 1e9, "peak_share": rate / peak}
+        layer["k"] = math.prod(node.constants["weight"].shape[1:])
+    elif node.op == "attention":
+        layer["k"] = 2 * shape[1]  # of each query: its product with a key and the key's value, for all tokens
+    if layer["k"]:
+        rate = 2 * layer["k"] * math.prod(shape) / seconds
+        layer |= {"gops": rate / 1e9, "peak_share": rate / peak}
     return layer
 
 
@@ -120,5 +139,5 @@ def peak_memory_mb() -> float:
 
 
 if __name__ == "__main__":
-    folder, threads, batch, seconds = sys.argv[1:]
-    print(json.dumps(measure(folder, int(threads), int(batch), float(seconds))))
+    folder, threads, batch, sequence, seconds = sys.argv[1:]
+    print(json.dumps(measure(folder, int(threads), int(batch), int(sequence), float(seconds))))

@@ -373,6 +373,9 @@ def bench(
         str, typer.Argument(metavar="DIR|NAME", help="An artifact, or an architecture to take with random weights.")
     ],
     batch: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
+    sequence: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="The tokens of each text.", show_default="128")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")] = 3.0,
     seed: Seed = 0,
     threads: Threads = None,
@@ -386,9 +389,11 @@ def bench(
 
       intq bench resnet50-int8 --threads 2
       intq bench mobilenet_v2 --json
+      intq bench roberta-base --batch 8 --sequence 128
 
-    [dim]JSON: {"model", "threads", "batch", "min_ms", "median_ms", "peak_memory_mb", "load_ms", "instruction_set",
-    "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}[/]
+    [dim]JSON: {"model", "threads", "batch", "sequence", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
+    "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}; sequence is null for
+    images[/]
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)
@@ -403,7 +408,7 @@ def bench(
         artifact.load(folder)
         compiled(folder, threads)
         with step(f"Timing {network}"):
-            value = measure(folder, threads, batch, seconds)
+            value = measure(folder, threads, batch, sequence, seconds)
     return Answer(value, show.timing(value))
 
 

@@ -104,6 +104,7 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
     table.add_column("layer")
     for title in ("op", "ms", "share of time", "GOPS", "share of peak"):
         table.add_column(title, justify="left" if title == "op" else "right")
+    size = f"batch {value['batch']}" + (f" x {value['sequence']} tokens" if value["sequence"] else "")
     total = sum(layer["ms"] for layer in value["layers"])
     shares = [layer["peak_share"] for layer in value["layers"] if layer["op"] == "conv2d" and layer["k"] >= 256]
     slowest = sorted(value["layers"], key=lambda layer: -layer["ms"])[:most]
@@ -112,7 +113,7 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
         share = f"{100 * layer['ms'] / total:.0f} %"
         table.add_row(escape(layer["name"]), layer["op"], f"{layer['ms']:.3f}", share, *rate)
     return (
-        f"[b]{value['model']}[/], batch {value['batch']}, {value['threads']} threads, {value['instruction_set']}: "
+        f"[b]{value['model']}[/], {size}, {value['threads']} threads, {value['instruction_set']}: "
         f"minimum [b]{value['min_ms']:.2f} ms[/], median [b]{value['median_ms']:.2f} ms[/], "
         f"peak memory {value['peak_memory_mb']:.0f} MB, loaded in {value['load_ms']:.0f} ms",
         f"\nThe slowest {len(slowest)} of {len(value['layers'])} layers; the peak is {value['peak_gops']:.0f} GOPS:",

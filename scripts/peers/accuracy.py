@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import worker
-from engines import OnnxRuntime, export_onnx, quantize_onnxruntime, quantize_openvino
+from engines import FLOAT32, OnnxRuntime, export_onnx, quantize_onnxruntime, quantize_openvino
 
 import intq
 from intq.backends import torch as integers
@@ -72,7 +72,7 @@ def intq_predictor(checkpoint, calibration: np.ndarray) -> Predict:
 def peer_predictor(checkpoint, engine: str, quantize: Callable[[], Path]) -> Predict:
     height, width = checkpoint.input_size
     x = np.empty((1, checkpoint.preprocess.channels, height, width), np.float32)
-    run = worker.ENGINES[engine](quantize(), x, os.cpu_count())
+    run = worker.ENGINES[engine](quantize(), x, os.cpu_count(), **(FLOAT32 if engine == "openvino" else {}))
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         scores = []

@@ -13,29 +13,33 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from intq.assets import cache_folder
 from intq.errors import IntqError
-from intq.vision.assets import cache_folder
 
 WORKER = Path(__file__).with_name("worker.py")
+# What is not int8 is float32, as in the other engines. (bfloat16, the default where the processor has it, brings a
+# convolutional int8 network no time and costs accuracy.)
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 PAUSE = 0.1  # seconds between two turns: threads that wait for more work keep a core busy for a while
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One competitor: what `worker.py` needs to run it."""
+    """One competitor: what `worker.py` needs to run it; `settings` are the engine's own."""
 
     engine: str
     precision: str
     network: Path
     input: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def quantize_openvino(onnx: Path, calibration: Sequence[np.ndarray], path: Path,
 
 
 def prepare(name: str, module: torch.nn.Module, calibration: Sequence[np.ndarray], threads: int) -> list[Entry]:
-    """Every peer's int8 and float32 network, quantized now or found in the cache.
+    """Every peer's int8 and float32 network of a convolutional one, quantized now or found in the cache.
 
     `calibration`: float32 batches (n, c, h, w), of which the first is also the input that is timed. ONNX Runtime gets
     the settings that are fastest on this processor with `threads` threads: each is tried.
@@ -139,12 +143,12 @@ def prepare(name: str, module: torch.nn.Module, calibration: Sequence[np.ndarray
         settings = fastest_onnxruntime(onnx, calibration, folder, threads)
         (folder / "onnxruntime.txt").write_text(f"{settings}\n")
 
-    key = [Path(__file__).read_bytes(), _processor(), *map(version, ("torch", "onnxruntime", "openvino", "nncf"))]
+    key = [Path(__file__).read_bytes(), processor(), *map(version, ("torch", "onnxruntime", "openvino", "nncf"))]
     folder = cached(name, [*key, *module.state_dict().values(), *calibration], build)
     return [
-        Entry(engine, precision, folder / f"{precision}.{suffix}", folder / "x.npy")
+        Entry(engine, precision, folder / f"{precision}.{suffix}", folder / "x.npy", settings)
         for precision in ("int8", "float32")
-        for engine, suffix in (("onnxruntime", "onnx"), ("openvino", "xml"))
+        for engine, suffix, settings in (("onnxruntime", "onnx", {}), ("openvino", "xml", FLOAT32))
     ]
 
 
@@ -205,7 +209,8 @@ def race(
 
 @contextlib.contextmanager
 def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
-    arguments = [entry.engine, entry.network, entry.input, threads]
+    settings = [f"{key}={value}" for key, value in entry.settings.items()]
+    arguments = [entry.engine, entry.network, entry.input, threads, *settings]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(WORKER.parents[2])}
     process = subprocess.Popen(
         [sys.executable, WORKER, *map(str, arguments)],
@@ -261,7 +266,7 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor: what is fastest on one need not be on another."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -1,6 +1,6 @@
 """One engine with one quantized network in a process of its own: it loads, runs when told to, and reports.
 
-    python worker.py ENGINE NETWORK INPUT.npy THREADS
+    python worker.py ENGINE NETWORK INPUT.npy THREADS [SETTING=VALUE ...]
 
 For each line on standard input, a number of seconds, it runs for that long and writes one JSON line: the time of each
 run, in seconds, and the process's peak memory so far. Nothing else is imported here, so the peak is the engine's:
@@ -33,24 +33,34 @@ def onnxruntime(network: Path, x: np.ndarray, threads: int) -> Run:
     return lambda: session.run(None, feed)[0]
 
 
-def openvino(network: Path, x: np.ndarray, threads: int) -> Run:
-    """One synchronous request in one stream, reused, on a model of static shape.
-
-    What is not int8 is float32, as in the other engines. (bfloat16, the default where the processor has it, brings an
-    int8 network no time and costs accuracy.)
-    """
+def openvino(network: Path, x: np.ndarray, threads: int, **settings: str) -> Run:
+    """One synchronous request in one stream, reused, on a model of x's shape: no slower than one of open shape."""
     import openvino
 
-    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    compiled = core.compile_model(network, "CPU", settings)
-    request = compiled.create_infer_request()
+    model = core.read_model(network)
+    model.reshape(x.shape)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads, **settings}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
 
     def run() -> np.ndarray:
         request.infer()
         return request.get_output_tensor().data
+
+    return run
+
+
+def torch(network: Path, x: np.ndarray, threads: int) -> Run:
+    """A torch.export program."""
+    import torch
+
+    torch.set_num_threads(threads)
+    module, given = torch.export.load(network).module(), torch.from_numpy(x)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return module(given).numpy()
 
     return run
 
@@ -63,7 +73,7 @@ def intq(network: Path, x: np.ndarray, threads: int) -> Run:
     return lambda: compiled(x)
 
 
-ENGINES = {"intq": intq, "onnxruntime": onnxruntime, "openvino": openvino}
+ENGINES = {"intq": intq, "onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}
 
 
 def peak_memory_mb() -> float:
@@ -76,7 +86,7 @@ def peak_memory_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def measure(run: Run, seconds: float, warm: int = 2, least: int = 5) -> list[float]:
+def measure(run: Run, seconds: float, warm: int = 2, least: int = 3) -> list[float]:
     """The times of the runs made in `seconds`, at least `least`, after `warm` runs that refill the caches."""
     for _ in range(warm):
         run()
@@ -88,11 +98,11 @@ def measure(run: Run, seconds: float, warm: int = 2, least: int = 5) -> list[flo
     return times
 
 
-def main(engine: str, network: str, x: str, threads: str) -> None:
+def main(engine: str, network: str, x: str, threads: str, *settings: str) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an engine prints is not a reply
-    pixels = np.load(x)  # kept here: an engine may only look at its memory
-    run = ENGINES[engine](Path(network), pixels, int(threads))
+    given = np.load(x)  # kept here: an engine may only look at its memory
+    run = ENGINES[engine](Path(network), given, int(threads), **dict(setting.split("=", 1) for setting in settings))
     for line in sys.stdin:
         times = measure(run, float(line))
         print(json.dumps({"times": times, "peak_memory_mb": peak_memory_mb()}), file=replies, flush=True)

@@ -1,0 +1,101 @@
+"""What is raced: an architecture with random weights, as intq gets it and as its peers do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import encoders
+import engines
+import numpy as np
+from engines import Entry, cached
+from torch import nn
+from transformers import PreTrainedModel
+
+import intq
+from intq import domains
+
+SAMPLES = 8  # made-up inputs to calibrate on: their statistics are all the same
+CALIBRATION_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An architecture with its inputs.
+
+    domain, checkpoint: intq's. module: the network that the peers get. raw: intq's input; given: the peers' input, the
+    same as they take it. calibration: more such inputs. axes: their dimensions that may stay open, by name.
+    """
+
+    name: str
+    domain: ModuleType
+    checkpoint: Any
+    module: nn.Module
+    raw: np.ndarray
+    given: np.ndarray
+    calibration: Sequence[np.ndarray]
+    axes: Mapping[int, str]
+
+
+def is_text(name: str) -> bool:
+    return domains.of_architecture(name) is domains.domain("nlp")
+
+
+def subject(name: str, batch: int, sequence: int | None, seed: int = 0) -> Subject:
+    """The architecture `name`, with an input of `batch` images, or texts of `sequence` tokens, and others like it."""
+    domain = domains.of_architecture(name)
+    make = _texts if is_text(name) else _images
+    return make(name, domain, domain.random(name, seed), batch, sequence, np.random.default_rng(seed))
+
+
+def _texts(name, domain, checkpoint, batch: int, sequence: int, generator: np.random.Generator) -> Subject:
+    """Ids of which none is the padding id or the separator: texts without padding, of one segment."""
+    special = {checkpoint.padding, checkpoint.separator} - {None}
+    allowed = np.delete(np.arange(checkpoint.vocabulary), sorted(special))
+    ids = generator.choice(allowed, (batch, sequence))
+    tokens = min(CALIBRATION_TOKENS, checkpoint.longest)
+    calibration = [generator.choice(allowed, (1, tokens)) for _ in range(SAMPLES)]
+    module = encoders.Published(checkpoint.model.model, checkpoint.padding, checkpoint.separator)
+    return Subject(name, domain, checkpoint, module, ids.astype(np.int32), ids, calibration, {0: "n", 1: "s"})
+
+
+def _images(name, domain, checkpoint, batch: int, _, generator: np.random.Generator) -> Subject:
+    shape = (batch, *checkpoint.input_size, checkpoint.preprocess.channels)
+    pixels = [generator.integers(0, 256, shape, np.uint8) for _ in range(SAMPLES)]
+    normal = [checkpoint.preprocess.normalize(each).transpose(0, 3, 1, 2).copy() for each in pixels]
+    return Subject(name, domain, checkpoint, checkpoint.model, pixels[0], normal[0], normal, {0: "n"})
+
+
+def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) -> list[Entry]:
+    """The engines called `names`, each with its network: quantized now, or found in the cache.
+
+    folder: for the inputs, which must stay there as long as the entries race.
+    """
+    np.save(folder / "raw.npy", subject.raw)
+    np.save(folder / "given.npy", subject.given)
+    found = []
+    if "intq" in names:
+        made = cached(f"intq-{subject.name}", _sources(), lambda place: _compile(subject, place))
+        found.append(Entry("intq", "int8", made / "artifact", folder / "raw.npy"))
+    if set(names) - {"intq"}:
+        name, module, calibration = subject.name, subject.module, subject.calibration
+        if any(isinstance(each, PreTrainedModel) for each in module.modules()):
+            found += encoders.prepare(name, module, calibration, subject.axes, folder / "given.npy")
+        else:
+            found += engines.prepare(name, module, calibration, threads)
+    return [entry for entry in found if entry.engine in names]
+
+
+def _compile(subject: Subject, folder: Path) -> None:
+    """Quantize, save and compile a network: what `intq quantize --random` and `intq compile` do."""
+    graph = subject.domain.quantize(subject.checkpoint, None, samples=SAMPLES, seed=0, rounding="nearest")
+    graph.save(folder / "artifact")
+    intq.compile(folder / "artifact")  # keeps the library beside the graph
+
+
+def _sources() -> list[bytes]:
+    """Every line of intq that has a part in its network: a changed one is quantized and compiled anew."""
+    root = Path(__file__).resolve().parents[2]
+    parts = ("intq", "vision", "nlp", "kernels")
+    return [path.read_bytes() for part in parts for path in sorted((root / part).rglob("*.py"))]
