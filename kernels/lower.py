@@ -15,11 +15,13 @@ from intq.kernels.cpu.attention import attention
 from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.contract import contraction
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
+from intq.kernels.cpu.embedding import embedding
 from intq.kernels.cpu.epilogue import Epilogue
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
+from intq.kernels.cpu.tokens import mean_tokens
 from intq.kernels.library import Library, description, kernel_key, structure
 from intq.kernels.targets import choose
 from intq.ops import OPS
@@ -121,6 +123,17 @@ def _layernorm(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return layernorm("kernel", ISAS[isa], node.attrs, rescale, _tensor(inputs[0]), _tensor(node.output))
 
 
+def _mean_tokens(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    tensors = [_tensor(x) for x in (*inputs, node.output)]
+    return mean_tokens("kernel", ISAS[isa], node.attrs, pack.rescale_of(node, inputs), *tensors)
+
+
+def _embedding(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    rescale, tables = pack.rescale_of(node, inputs), [(array.shape, array.dtype.name) for array in arrays[:-1]]
+    ends = _tensor(inputs[0]), _tensor(node.output)
+    return embedding("kernel", ISAS[isa], OPS[node.op].body, node.attrs, rescale, tables, *ends)
+
+
 def _move(write: Callable) -> Callable:
     return lambda node, inputs, arrays, isa: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
@@ -140,6 +153,8 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "linear": _contraction,
     "pointwise": _pointwise,
     "rows": _layernorm,
+    "tokens": _mean_tokens,
+    "embedding": _embedding,
     "attention": _attention,
     "sum2d": _avg_pool,
     "max2d": _max_pool,

@@ -15,10 +15,22 @@ from intq.value import DTYPE_RANGE, Value
 
 HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 32-bit shift by the rest
 # the fields of packed constants, in order; the shift is last
-PER_CHANNEL = ("multiplier", "multiplier_a", "multiplier_b", "residual_multiplier", "offset")
+PER_CHANNEL = (
+    *("multiplier", "multiplier_a", "multiplier_b", "residual_multiplier"),
+    *("position_multiplier", "segment_multiplier", "offset"),
+)
+WINDOWED = ("conv2d", "avg_pool2d", "max_pool2d")
+EMBEDDING_TABLES = ("word", "word_multiplier", "position", "segment")
 PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
 
-NO_RESCALE = ("epsilon", "weight", "pad_value", "table", "curve")  # constants that are none of a rescale's
+NO_RESCALE = (
+    *EMBEDDING_TABLES,
+    "epsilon",
+    "weight",
+    "pad_value",
+    "table",
+    "curve",
+)  # constants that are none of a rescale's
 
 Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
 
@@ -34,13 +46,15 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = [constants["table"]]
     elif node.op == "attention":
         out = [heads.scalars(node, rescale_of(node, inputs).base)]
+    elif node.op == "embedding":
+        out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(node, inputs, isa)]
     elif node.op != "avg_pool2d" and "shift" in constants:
         out = [rescale_array(node, inputs, isa)]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
     if "epsilon" in constants:
         out.append(constants["epsilon"].reshape(1))
-    if node.op == "pad" or any(node.attrs.get("padding", ())):
+    if node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
         out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))

@@ -185,7 +185,7 @@ def _layers(graph: Graph, kernels: dict[str, str], isa: str) -> tuple[Layer, ...
         for array in pack.arrays(node, inputs, isa) if kernels[node.name] else ():
             if at + array.nbytes > len(room):
                 room, at = _huge(max(ROOM, array.nbytes)), 0
-            place = room[at : at + array.nbytes].view(array.dtype)
+            place = room[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
             place[:] = array
             placed.append(tensor(place))
             at += -(-array.nbytes // arena.ALIGNMENT) * arena.ALIGNMENT

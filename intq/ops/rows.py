@@ -77,11 +77,15 @@ def share_of_token(L, count, constants: Constants, attrs: Attrs):
     return L.narrow(L.shift_right(quotient * L.wide(constants["multiplier"]), COUNT_BITS))
 
 
+def shared(L, total, share, constants: Constants, attrs: Attrs):
+    """clamp(round(total * share) + zero_point_y)."""
+    return rescale(L, [(total, share)], constants["offset"], constants["shift"], attrs["low"], attrs["high"])
+
+
 def _mean_tokens(L, operands, constants: Constants, attrs: Attrs):
     """clamp(round(scale_x / scale_y * sum(x) / count) + zero_point_y) over the tokens that the mask keeps."""
     total, count = operands  # (n, channels), (n, 1)
-    share = share_of_token(L, count, constants, attrs)
-    return rescale(L, [(total, share)], constants["offset"], constants["shift"], attrs["low"], attrs["high"])
+    return shared(L, total, share_of_token(L, count, constants, attrs), constants, attrs)
 
 
 def _layernorm_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:

@@ -59,6 +59,16 @@ class Uniform:
         return uniform(self.rescale.constants, run, self.rescale.base)
 
 
+def scalars(packed, rescale: Rescale) -> dict:
+    """Constants that are one number each, from the array that :func:`intq.kernels.pack.rescale_array` made of them."""
+    return {name: T.Bind(packed[i64(i)]) for i, name in enumerate((*rescale.fields, "shift"))}
+
+
+def everywhere(scalar, run: Run) -> Vector:
+    """An int32 in every lane."""
+    return Vector((splat(scalar, "int32", run.part_lanes),) * run.parts, "int32", run.quad)
+
+
 def uniform(constants: dict, run: Run, base: int) -> dict[str, Vector]:
     """The same value in every lane: a NumPy scalar becomes an immediate, a TIR int64 is broadcast."""
 

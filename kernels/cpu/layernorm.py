@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, lanes, reinterpret, splat, vector_type
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, sample_size, serial
-from intq.kernels.cpu.constants import Channelwise
+from intq.kernels.cpu.constants import Channelwise, everywhere
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
@@ -51,17 +51,13 @@ def layernorm(name: str, isa: Isa, attrs, rescale: Rescale, source, output) -> t
                 values = layout.load(packed, words_before(layout, row, start, run), run)
                 with serial(rows) as i:
                     at = T.Bind((first + i) * channels + start)
-                    total, share = (_everywhere(b[i], run) for b in (totals, inverse))
+                    total, share = (everywhere(T.Bind(b[i]), run) for b in (totals, inverse))
                     store(out, at, normalised(TvmDialect, load(x, at, run), total, share, values, attrs), run)
 
             over_runs(row, normalise)
 
     words = layout.words(row)
     return kernel(name, [source, ((words,), "int64"), ((1,), "int64"), output], write)
-
-
-def _everywhere(scalar, run: Run) -> Vector:
-    return Vector((splat(T.Bind(scalar), "int32", run.part_lanes),) * run.parts, "int32", run.quad)
 
 
 def _sums(x, at, channels: int, isa: Isa, totals, squares, i) -> None:

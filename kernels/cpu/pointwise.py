@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, ramp, sample_size
-from intq.kernels.cpu.constants import Channelwise, uniform
+from intq.kernels.cpu.constants import Channelwise, scalars, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import CURVE, TABLE, load, store, tables
 from intq.kernels.cpu.runs import Run, runs
@@ -39,7 +39,7 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
         packed = sources.pop() if rescale.constants else None
         with parallel_region():
             more = {"curve": tables(coefficients, isa)} if curve else {}
-            scalars = {} if row else _scalars(packed, rescale)
+            single = {} if row or not rescale.constants else scalars(packed, rescale)
 
             def element(index, operands, values, run: Run):
                 operands = tuple(operand.lifted(rescale.lift) for operand in operands)
@@ -49,7 +49,7 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
 
                 def alike(index, run: Run):
                     index = T.Bind(index)
-                    element(index, [load(s, index, run) for s in sources], uniform(scalars, run, rescale.base), run)
+                    element(index, [load(s, index, run) for s in sources], uniform(single, run, rescale.base), run)
 
                 flat_runs(math.prod(sizes.values()), sample_size(shape), isa, alike)
                 return
@@ -64,17 +64,11 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
                         at = _broadcast_pixel(pixel, known, other) * other[-1]
                         operands.append(_broadcast_load(sources[1], at, start, other[-1], run))
                     values = layout.load(packed, words_before(layout, row, start, run), run) if row else None
-                    element(index, operands, values or uniform(scalars, run, rescale.base), run)
+                    element(index, operands, values or uniform(single, run, rescale.base), run)
 
                 over_runs(row or runs(known[-1], isa.quads, isa.natural), channels)
 
     return kernel(name, [*arguments, output], write, names)
-
-
-def _scalars(packed, rescale: Rescale) -> dict:
-    if not rescale.constants:
-        return {}
-    return {name: T.Bind(packed[i]) for i, name in enumerate((*rescale.fields, "shift"))}
 
 
 def _broadcast_pixel(pixel, shape, other):

@@ -35,19 +35,24 @@ def words_before(layout: Channelwise, row: tuple[Run, ...], start, run: Run):
 
 def flat_runs(batch, length: int, isa: Isa, body: Callable) -> None:
     """``body(index, run)`` over ``batch`` x ``length`` elements in parallel."""
-    count = -(-length // SEGMENT)
-    rest = length - (count - 1) * SEGMENT
-    with parallel(batch * count) as unit:
-        base = (unit // count) * length + unit % count * SEGMENT
+    row_runs(batch, length, isa, SEGMENT, lambda row, start, run: body(row * length + start, run))
 
-        def segment(size: int) -> None:
-            over_runs(runs(size, isa.quads, isa.natural), lambda start, run: body(base + start, run))
+
+def row_runs(batch, length: int, isa: Isa, segment: int, body: Callable) -> None:
+    """``body(row, start, run)`` over ``batch`` rows in parallel, ``segment`` elements at a time."""
+    count = -(-length // segment)
+    rest = length - (count - 1) * segment
+    with parallel(batch * count) as unit:
+        row, first = unit // count, unit % count * segment
+
+        def piece(size: int) -> None:
+            over_runs(runs(size, isa.quads, isa.natural), lambda start, run: body(row, first + start, run))
 
         if count == 1:
-            segment(rest)
+            piece(rest)
             return
         with T.If(unit % count < count - 1):
             with T.Then():
-                segment(SEGMENT)
+                piece(segment)
             with T.Else():
-                segment(rest)
+                piece(rest)
