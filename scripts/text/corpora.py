@@ -1,8 +1,8 @@
 """The three sets of labelled sentences, made from what packages ship, in the layout of GLUE's own TSV files.
 
-    movie    sentence, label (0 negative, 1 positive)           SST-2's columns
-    pair     index, question, sentence, label (entailment: the sentence answers the question, or not_entailment)   QNLI's
-    rating   sentence, score (-4 .. 4)                          a regression, as STS-B with one sentence
+    movie    sentence, label: 0 negative, 1 positive; SST-2's columns
+    pair     index, question, sentence, label: entailment (the sentence answers it), not_entailment; QNLI's columns
+    rating   sentence, score: -4 .. 4; a regression, as STS-B with one sentence
 
 Each becomes `train.tsv` and `dev.tsv`, 15 % being held back by a seeded shuffle: of sentences, or, for pairs, of
 policies' sentences with all their questions, so that no held-back sentence was seen in training.
@@ -63,13 +63,6 @@ def corpus(name: str, folder: Path, seed: int = 0) -> Path:
             text = "".join("\t".join(row) + "\n" for row in (header, *rows))
             (place / f"{split}.tsv").write_text(text, encoding="utf-8")
     return place
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of such a file by its columns; GLUE quotes nothing."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
-    columns = header.split("\t")
-    return [dict(zip(columns, line.split("\t"), strict=True)) for line in lines]
 
 
 def _split(rows: Sequence[Row], groups: Iterable, seed: int) -> tuple[list[Row], list[Row]]:

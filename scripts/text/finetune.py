@@ -15,17 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpora import corpus, read
-from rich.table import Table
+from corpora import corpus
 from rekey import as_roberta
-from scipy import stats
+from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
+from intq.nlp import domain
 from intq.nlp.assets import asset
+from intq.nlp.data import Examples, own, training
+from intq.nlp.tasks import TASKS
 
 BATCH = 32
 LONGEST = 128  # tokens; the longest film review has 72
@@ -33,35 +35,36 @@ LONGEST = 128  # tokens; the longest film review has 72
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained: the corpus, its columns, and the head's labels in their order (none: a regression)."""
+    """What is trained: on which corpus, and as which of GLUE's tasks (none: the corpus is a user's own file)."""
 
     corpus: str
-    columns: tuple[str, ...]
-    target: str
-    labels: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()  # the labels as the files write them, where they differ
+    task: str | None
     epochs: int = 3
     rate: float = 1e-4
     as_roberta: bool = False
 
+    def data(self, folder: Path, split: str) -> str:
+        """The corpus as the commands take it."""
+        return str(folder if self.task else folder / f"{split}.tsv")
 
-MOVIE = Recipe("movie", ("sentence",), "label", ("negative", "positive"), ("0", "1"))
+    def training(self, folder: Path) -> Examples:
+        given = self.data(folder, "train")
+        return training(TASKS[self.task], given) if self.task else own(given, "regression", "train")
+
+    def head(self) -> dict:
+        """The configuration of the network's head."""
+        if not self.task:
+            return {"num_labels": 1, "problem_type": "regression"}
+        names = TASKS[self.task].classes
+        return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
 RECIPES = {
-    "movie-minilm": MOVIE,
-    "movie-roberta": Recipe(**{**vars(MOVIE), "as_roberta": True}),
-    "pair-minilm": Recipe("pair", ("question", "sentence"), "label", ("entailment", "not_entailment"), epochs=4),
-    "rating-minilm": Recipe("rating", ("sentence",), "score"),
+    "movie-minilm": Recipe("movie", "sst2"),
+    "movie-roberta": Recipe("movie", "sst2", as_roberta=True),
+    "pair-minilm": Recipe("pair", "qnli"),
+    "rating-minilm": Recipe("rating", None),
 }
-
-
-def examples(recipe: Recipe, path: Path) -> tuple[list[tuple[str, ...]], torch.Tensor]:
-    """(texts, targets): class indices int64 (n,) or scores float32 (n,)."""
-    rows = read(path)
-    texts = [tuple(row[column] for column in recipe.columns) for row in rows]
-    if recipe.labels:
-        index = {name: i for i, name in enumerate(recipe.names or recipe.labels)}
-        return texts, torch.tensor([index[row[recipe.target]] for row in rows])
-    return texts, torch.tensor([float(row[recipe.target]) for row in rows])
 
 
 def batches(tokens: Sequence[list[int]], generator: np.random.Generator | None = None) -> list[np.ndarray]:
@@ -86,15 +89,12 @@ def train(
     """
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    head = {"num_labels": 1, "problem_type": "regression"}
-    if recipe.labels:
-        head = {
-            "id2label": dict(enumerate(recipe.labels)),
-            "label2id": {name: i for i, name in enumerate(recipe.labels)},
-        }
-    model = AutoModelForSequenceClassification.from_pretrained(base, **head).train()
-    texts, targets = examples(recipe, data / "train.tsv")
-    tokens = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=LONGEST)
+    model = AutoModelForSequenceClassification.from_pretrained(base, **recipe.head()).train()
+    examples = recipe.training(data)
+    targets = torch.tensor(examples.labels)
+    pairs = isinstance(examples.texts[0], tuple)
+    texts = zip(*examples.texts, strict=True) if pairs else [examples.texts]
+    tokens = tokenizer(*map(list, texts), truncation=True, max_length=LONGEST)
     model.base_model.embeddings.word_embeddings.requires_grad_(False)
     generator = np.random.default_rng(seed)
     plan = [batch for _ in range(epochs) for batch in batches(tokens["input_ids"], generator)]
@@ -116,40 +116,19 @@ def train(
     return model.eval(), tokenizer
 
 
-@torch.inference_mode()
-def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """The float32 logits (n, labels) of the texts, in their order."""
-    tokens = tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=LONGEST)
-    found = np.empty((len(texts), model.config.num_labels), np.float32)
-    for batch in batches(tokens["input_ids"]):
-        inputs = tokenizer.pad({key: [tokens[key][i] for i in batch] for key in tokens}, return_tensors="pt")
-        found[batch] = model(**inputs).logits
-    return found
-
-
-def metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The accuracy of a classifier, or both correlations of a regression."""
-    if logits.shape[1] > 1:
-        return {"accuracy": float((logits.argmax(1) == targets).mean())}
-    return {
-        "pearson": float(stats.pearsonr(logits[:, 0], targets).statistic),
-        "spearman": float(stats.spearmanr(logits[:, 0], targets).statistic),
-    }
-
-
-def model_of(name: str, cache: Path, epochs: int | None, seed: int, retrain: bool) -> tuple[Path, Path]:
+def model_of(name: str, epochs: int | None, seed: int, retrain: bool) -> tuple[Path, Path]:
     """(folder of the trained model, folder of its data), after training it if it is not there."""
-    recipe = RECIPES[name]
+    recipe, cache = RECIPES[name], cache_folder()
     data = corpus(recipe.corpus, cache / "text-data")
     folder = cache / "text-models" / name
     if folder.is_dir() and not retrain:
         return folder, data
     if recipe.as_roberta:
-        source, _ = model_of(name.replace("roberta", "minilm"), cache, epochs, seed, retrain=False)
+        source, _ = model_of(name.replace("roberta", "minilm"), epochs, seed, retrain=False)
         model, tokenizer = as_roberta(source)
     else:
         with step(f"train {name}") as advance:
-            model, tokenizer = train(recipe, asset("minilm", cache), data, epochs or recipe.epochs, seed, advance)
+            model, tokenizer = train(recipe, asset("minilm"), data, epochs or recipe.epochs, seed, advance)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".train-") as temporary:
         for part in (model, tokenizer):
@@ -161,33 +140,33 @@ def model_of(name: str, cache: Path, epochs: int | None, seed: int, retrain: boo
 
 
 def report(name: str, folder: Path, data: Path) -> dict:
-    """{"model", "folder", "data", "examples", metric: value, ...} on the held-back examples."""
-    texts, targets = examples(RECIPES[name], data / "dev.tsv")
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    logits = scores(model, AutoTokenizer.from_pretrained(folder), texts)
-    found = metrics(logits, targets.numpy())
-    return {"model": name, "folder": str(folder), "data": str(data), "examples": len(texts), "metrics": found}
+    """{"model", "folder", "data", "task", "examples", "metrics"} on the held-back examples."""
+    recipe, checkpoint = RECIPES[name], domain.load(str(folder))
+    metadata = domain.metadata(checkpoint)
+    network, reader = domain.network(checkpoint), domain.reader(checkpoint, metadata)
+    with step(f"evaluate {name}") as advance:
+        given = {"task": recipe.task, "limit": None, "batch": BATCH, "progress": advance}
+        found = domain.evaluate(network, reader, metadata, recipe.data(data, "dev"), **given)
+    return {"model": name, "folder": str(folder), "data": str(data), **found}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_text", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES), help="which models")
-    parser.add_argument("--epochs", type=int, help="passes over the training sentences (default 3, pairs 4)")
+    parser.add_argument("--epochs", type=int, help="passes over the training sentences (default 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--retrain", action="store_true", help="train even when a trained model is in the cache")
-    parser.add_argument("--cache", type=Path, help="folder of assets, data and models (default $INTQ_CACHE)")
     parser.add_argument("--json", action="store_true", help="print one JSON value instead of a table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    cache = options.cache or cache_folder()
     rows = []
     try:
         for name in options.models:
             start = time.monotonic()
-            folder, data = model_of(name, cache, options.epochs, options.seed, options.retrain)
+            folder, data = model_of(name, options.epochs, options.seed, options.retrain)
             err.print(f"{name}: {folder} ({time.monotonic() - start:.0f} s)", soft_wrap=True)
             rows.append(report(name, folder, data))
     except IntqError as error:
