@@ -45,6 +45,17 @@ def kernel(
     return builder.get()
 
 
+def symbolic(shape: tuple) -> tuple[str, ...]:
+    """The names in a shape."""
+    return tuple(d for d in shape if isinstance(d, str))
+
+
+def bound(shape: tuple, sizes) -> tuple:
+    """A shape with its names replaced, in order, by ``sizes``."""
+    rest = iter(sizes)
+    return tuple(next(rest) if isinstance(d, str) else d for d in shape)
+
+
 def sample_size(shape: tuple) -> int:
     """Elements of a tensor for each of the samples that its symbolic axes count."""
     return math.prod(d for d in shape if not isinstance(d, str))

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
-from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, ramp, sample_size
+from intq.kernels.cpu.build import bound, i64, kernel, parallel, parallel_region, ramp, sample_size, symbolic
 from intq.kernels.cpu.constants import Channelwise, scalars, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import CURVE, TABLE, load, store, tables
@@ -31,10 +31,10 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
         arguments.append(((layout.words(row) if row else len(rescale.fields) + 1,), "int64"))
     if curve:
         arguments.append(((CURVE * TABLE,), "int32"))
-    names = tuple(d for d in shape if isinstance(d, str))
+    names = symbolic(shape)
 
     def write(*rest):
-        sizes, (*sources, out) = dict(zip(names, rest, strict=False)), rest[len(names) :]
+        known, (*sources, out) = bound(shape, rest), rest[len(names) :]
         coefficients = sources.pop() if curve else None
         packed = sources.pop() if rescale.constants else None
         with parallel_region():
@@ -51,9 +51,8 @@ def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output
                     index = T.Bind(index)
                     element(index, [load(s, index, run) for s in sources], uniform(single, run, rescale.base), run)
 
-                flat_runs(math.prod(sizes.values()), sample_size(shape), isa, alike)
+                flat_runs(math.prod(rest[: len(names)]), sample_size(shape), isa, alike)
                 return
-            known = [sizes.get(d, d) for d in shape]
             with parallel(math.prod(known[:-1])) as pixel:
 
                 def channels(start, run: Run):
