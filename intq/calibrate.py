@@ -26,16 +26,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Per channel: the least and the greatest of ``count`` values seen, and their mean square."""
+    """Per channel: the least and the greatest of ``count`` values seen, their mean square and their mean."""
 
     low: Tensor
     high: Tensor
     square: Tensor
     count: int
+    mean: Tensor
 
     def divided(self, scale: Tensor) -> Limits:
         """The limits of the value divided by a positive scale per channel."""
-        return Limits(self.low / scale, self.high / scale, self.square / scale.square(), self.count)
+        return Limits(self.low / scale, self.high / scale, self.square / scale.square(), self.count, self.mean / scale)
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ def observe_limits(graph: FloatGraph, batches: Sequence[Tensor], progress: Progr
                     f"{name}: the float network computes NaN or infinity on the calibration data; "
                     "check the data's scale and the checkpoint"
                 )
-            square = rows.square().mean(1, dtype=torch.float64) * (batch.numel() / samples)
+            share = batch.numel() / samples
+            square = rows.square().mean(1, dtype=torch.float64) * share
+            mean = rows.mean(1, dtype=torch.float64) * share
             count = rows.shape[1]
             if name in limits:
                 seen = limits[name]
                 low, high, square = torch.minimum(seen.low, low), torch.maximum(seen.high, high), seen.square + square
-                count += seen.count
-            limits[name] = Limits(low, high, square, count)
+                mean, count = seen.mean + mean, seen.count + count
+            limits[name] = Limits(low, high, square, count, mean)
         progress(done + 1, len(batches))
     return limits
 

@@ -18,7 +18,7 @@ from intq.emit_transformer import EMIT as TRANSFORMER
 from intq.emit_transformer import curve_of, halves, high_sums, pad_tokens
 from intq.errors import IntqError
 from intq.fixedpoint import dyadic_terms, offset_of
-from intq.floatgraph import FloatNode, evaluate
+from intq.floatgraph import FloatNode, channel_axis, evaluate
 from intq.graph import Graph, Node, make_node
 from intq.plan import Plan, Quant
 from intq.value import DTYPE_RANGE, Value
@@ -190,8 +190,8 @@ def _affine(e: _Emitter, node: FloatNode):
     scale, shift = (node.parameters[k].double().numpy() for k in ("scale", "shift"))
     if (scale == scale[0]).all() and (shift == shift[0]).all():
         scale, shift = scale[0], shift[0]
-    elif order[-1] != 1:
-        order = (*(a for a in order if a != 1), 1)
+    elif order[-1] != (axis := channel_axis(len(order))):
+        order = (*(a for a in order if a != axis), axis)
         value = e.in_order(node.inputs[0], order)
     limits = (node.low, node.high)
     return e.requantize(node.name, value, has, quant, node, scale, shift, limits), order

@@ -17,6 +17,7 @@ from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
 from intq.floatgraph import FloatGraph, FloatNode, evaluate
 from intq.graph import Graph
+from intq.migrate import migrate
 from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
 from intq.rounding import ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
@@ -87,7 +88,7 @@ def quantize(
     (n, tokens): token ids, padded as the model wants it; the integer network takes ids of any number of tokens.
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
-    LayerNorm it is 16 always. ``functions``: "ibert" takes I-BERT's polynomials for GELU and exp, for checkpoints trained
+    LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
     with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers read 16-bit activations. ``ranges``:
     {module path: (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph.
@@ -197,6 +198,7 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
     limits = observe_limits(graph, batches, lambda done, total: report("calibrate", done, steps))
     if options.equalize:
         graph, limits = equalize_channels(graph, limits)
+        graph, limits = migrate(graph, limits)
     histograms = observe_histograms(
         graph, batches, limits, lambda done, total: report("calibrate", len(batches) + done, steps)
     )

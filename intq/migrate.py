@@ -1,0 +1,156 @@
+"""Outlier channels of a transformer go into the weights, so that 8 bits serve every channel alike.
+
+A LayerNorm's output has channels a hundred times as wide as the others. ``x W' = ((x - c) / s) (s W)' + c W'`` is the
+same for any ``c`` and ``s`` per channel: what is rounded to 8 bits is ``(x - c) / s``, whose channels lie in one range.
+The residual stream keeps ``x`` itself, in 16 bits; the division is part of the step from 16 to 8 bits (or, where
+nothing else reads it, of the LayerNorm's own gamma and beta) and costs nothing. ``s`` trades the activations' rounding
+against the weights', and is chosen per value by the noise it predicts in the layers that read it.
+
+(Xiao et al. 2023, "SmoothQuant", eq. 4, for ``s``; Wei et al. 2023, "Outlier Suppression+", eq. 3, for ``c``. There in
+the LayerNorm alone; here also between the values and the output of an attention, which are linear in each channel, and
+between queries and keys, whose products keep.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from intq.calibrate import Limits
+from intq.equalize import COMPENSATED, WIDEST
+from intq.floatgraph import FloatGraph, FloatNode
+
+SHARES = torch.linspace(0, 1, 11).tolist()  # exponents of a channel's range
+MOVED = ".moved"  # the name of what a value's linear layers read
+
+
+@dataclass(frozen=True)
+class Move:
+    """``(x - centre) / scale`` per channel."""
+
+    centre: Tensor
+    scale: Tensor
+
+
+def migrate(graph: FloatGraph, limits: Mapping[str, Limits]) -> tuple[FloatGraph, dict[str, Limits]]:
+    """The graph whose linear layers read moved channels, and its limits. The function is the same."""
+    nodes, limits, users = {n.name: n for n in graph.nodes}, dict(limits), graph.users()
+    order: list[str] = []
+    for node in graph.nodes:
+        order.append(node.name)
+        if node.op == "attention":
+            _balance_products(nodes, limits, node, users)
+            _balance_values(nodes, limits, node, users)
+        layers = [u for u in users[node.name] if u.op == "linear" and u.inputs[0] == node.name]
+        if node.op != "layer_norm" or not layers:
+            continue
+        move = _choose(limits[node.name], [u.parameters["weight"] for u in layers])
+        others = node.name == graph.output or len(layers) < len(users[node.name])
+        others = others or any(node.name in u.inputs[1:] for u in layers)
+        name = node.name + MOVED if others else node.name
+        if others:
+            inverse = 1 / move.scale
+            parameters = {"scale": inverse.float(), "shift": (-move.centre * inverse).float()}
+            nodes[name] = FloatNode(name, "affine", (node.name,), node.shape, {}, parameters, node.module)
+            order.append(name)
+        else:
+            nodes[name] = _divided(node, move)
+        limits[name] = _moved(limits[node.name], move)
+        for layer in layers:
+            nodes[layer.name] = _absorb(replace(nodes[layer.name], inputs=(name, *layer.inputs[1:])), move)
+    return replace(graph, nodes=tuple(nodes[name] for name in order)), limits
+
+
+# ---- LayerNorm -> linear layers ----------------------------------------------------------------------------------
+
+
+def _choose(seen: Limits, weights: list[Tensor]) -> Move:
+    """The move of least predicted noise among powers of the channels' ranges, with and without the weights' sizes."""
+    centre, reach = (seen.high + seen.low) / 2, (seen.high - seen.low) / 2
+    widest = float(reach.max())
+    if not widest > 0:
+        return Move(torch.zeros_like(centre), torch.ones_like(centre))
+    reach = reach.clamp_min(widest / WIDEST)
+    power = (seen.square - 2 * centre * seen.mean + centre.square()).clamp_min(0)
+    weights = [w.double() for w in weights]
+    size = torch.stack([w.abs().amax(0) for w in weights]).amax(0)
+    size = size.clamp_min(float(size.max()) / WIDEST)
+    scales = [reach**a / size**b for a in SHARES for b in (0.0, 1 - a)]
+    scales = [s * float((reach / s).max()) for s in scales]  # the widest channel in [-1, 1]
+    noise = [sum(_noise(w, s, power) for w in weights) for s in scales]
+    return Move(centre, scales[noise.index(min(noise))])
+
+
+def _noise(weight: Tensor, scale: Tensor, power: Tensor) -> float:
+    """The noise, over the signal, in a layer's output: 8 bits of what lies in [-1, 1], and of the scaled weights."""
+    activations = (weight.square() * (scale / 127.5).square()).sum() / 12
+    steps = (weight * scale).abs().amax(1) / 127
+    rounded = COMPENSATED * (steps.square() / 12).sum() * (power / scale.square()).sum()
+    signal = (weight.square() * power).sum().clamp_min(1e-30)
+    return float((activations + rounded) / signal)
+
+
+def _moved(seen: Limits, move: Move) -> Limits:
+    square = seen.square - 2 * move.centre * seen.mean + move.centre.square()
+    centred = Limits(seen.low - move.centre, seen.high - move.centre, square, seen.count, seen.mean - move.centre)
+    return centred.divided(move.scale)
+
+
+def _divided(node: FloatNode, move: Move) -> FloatNode:
+    weight, bias = (node.parameters[k].double() for k in ("weight", "bias"))
+    return node.with_parameters(weight=(weight / move.scale).float(), bias=((bias - move.centre) / move.scale).float())
+
+
+def _absorb(layer: FloatNode, move: Move) -> FloatNode:
+    weight, bias = layer.parameters["weight"].double(), layer.parameters["bias"].double()
+    return layer.with_parameters(weight=(weight * move.scale).float(), bias=(bias + weight @ move.centre).float())
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+def _maker(nodes: dict[str, FloatNode], name: str, users) -> FloatNode | None:
+    """The linear layer that makes a value which nothing else reads."""
+    node = nodes.get(name)
+    plain = node is not None and node.op == "linear" and len(node.inputs) == 1 and len(users[name]) == 1
+    return node if plain else None
+
+
+def _scale_output(nodes: dict, limits: dict, node: FloatNode, scale: Tensor) -> None:
+    weight, bias = node.parameters["weight"].double(), node.parameters["bias"].double()
+    nodes[node.name] = node.with_parameters(weight=(weight / scale[:, None]).float(), bias=(bias / scale).float())
+    limits[node.name] = limits[node.name].divided(scale)
+
+
+def _reach(seen: Limits) -> Tensor:
+    reach = torch.maximum(seen.high.abs(), seen.low.abs())
+    return reach.clamp_min(max(float(reach.max()), 1e-30) / WIDEST)
+
+
+def _balance_products(nodes, limits, node: FloatNode, users) -> None:
+    """A channel of q and of k as wide as one another: their product keeps."""
+    q, k = (_maker(nodes, name, users) for name in node.inputs[:2])
+    if q is not None and k is not None and q is not k:
+        scale = (_reach(limits[q.name]) / _reach(limits[k.name])).sqrt()
+        _scale_output(nodes, limits, q, scale)
+        _scale_output(nodes, limits, k, 1 / scale)
+
+
+def _balance_values(nodes, limits, node: FloatNode, users) -> None:
+    """The channels of v, and so of the attention's output, by what the layer behind takes."""
+    v = _maker(nodes, node.inputs[2], users)
+    readers = users[node.name]
+    if v is None or not readers or any(u.op != "linear" or u.inputs[0] != node.name for u in readers):
+        return
+    if any(node.name in u.inputs[1:] for u in readers):
+        return
+    seen, whole = limits[node.name], _reach(limits[v.name])
+    symmetric = Limits(-whole, whole, seen.square, seen.count, torch.zeros_like(whole))
+    scale = _choose(symmetric, [nodes[u.name].parameters["weight"] for u in readers]).scale
+    _scale_output(nodes, limits, v, scale)
+    limits[node.name] = seen.divided(scale)
+    for reader in readers:
+        nodes[reader.name] = _absorb(nodes[reader.name], Move(torch.zeros_like(scale), scale))
