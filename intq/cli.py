@@ -346,16 +346,18 @@ def run(
 def verify(folder: Folder, seed: Seed = 0, threads: Threads = None) -> Answer:
     """Prove an artifact exact, overflow-free and free of floating point.
 
-    Every backend is compared with the reference to the last bit on random and extreme inputs, the bounds are derived
-    again, and the compiled kernels are disassembled. Exit code 1 when any of it does not hold.
+    Every backend is compared with the reference to the last bit on random and extreme inputs, texts also alone with
+    themselves in a padded batch, the bounds are derived again, and the compiled kernels are disassembled. Exit code 1
+    when any of it does not hold.
 
     [b]Examples[/]
 
       intq verify resnet50-int8
       intq verify resnet50-int8 --json | jq .mismatches
 
-    [dim]JSON: {"mismatches": {"torch", "cpu"}, "float_instructions", "overflow": {"proven", "widest_bits", "node"},
-    "layers": [{"name", "sqnr_db"}], ...}; layers worst first, against the float network on its calibration data[/]
+    [dim]JSON: {"mismatches": {"torch", "cpu", "alone_equals_padded" (texts)}, "float_instructions",
+    "overflow": {"proven", "widest_bits", "node"}, "layers": [{"name", "sqnr_db"}], ...}; layers worst first, against
+    the float network on its calibration data[/]
     """
     use_threads(threads)
     graph = artifact.load(folder)
@@ -365,6 +367,28 @@ def verify(folder: Folder, seed: Seed = 0, threads: Threads = None) -> Answer:
     return Answer(
         value, show.verdict(value), failed=bool(value["float_instructions"] or sum(value["mismatches"].values()))
     )
+
+
+@command("functions")
+def functions() -> Answer:
+    """Measure how far the integer functions are from the real ones, beside I-BERT's polynomials.
+
+    Every input there is of 8 bits (tables) and of 16 bits (curves of 32 polynomials), with 16-bit results; the square
+    root and the division are compared with Python's integers.
+
+    [b]Examples[/]
+
+      intq functions
+      intq functions --json | jq '.[] | select(.function == "gelu")'
+
+    [dim]JSON: [{"function", "interval", "bits", "compared", "error", "ibert_error", "ratio", "exact"}]; errors are the
+    largest absolute ones, "ratio" is how many times larger I-BERT's is[/]
+    """
+    from intq.approximation import table
+
+    with step("Measuring functions"):
+        rows = table()
+    return Answer(rows, show.functions(rows))
 
 
 @command("bench")

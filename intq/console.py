@@ -112,6 +112,7 @@ def command(app: typer.Typer, name: str) -> Callable:
         signature = inspect.signature(function)
         run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), switch])
         run.__annotations__ = function.__annotations__ | {"json": Json}
-        return app.command(name, no_args_is_help=True)(run)
+        needs = any(p.default is inspect.Parameter.empty for p in signature.parameters.values())
+        return app.command(name, no_args_is_help=needs)(run)
 
     return register

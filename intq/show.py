@@ -145,5 +145,24 @@ def verdict(value: dict[str, Any]) -> tuple:
     return tuple(human)
 
 
+def functions(rows: list[dict[str, Any]]) -> tuple:
+    """`intq functions`: largest absolute errors."""
+    numbers = [Column(name, justify="right") for name in ("bits", "inputs", "error", "I-BERT's", "times as large")]
+    table = Table("function", "interval", *numbers, box=None, header_style="dim")
+    for row in rows:
+        low, high = row["interval"]
+        theirs, ratio = row["ibert_error"], row["ratio"]
+        table.add_row(
+            row["function"],
+            f"below 2^{row['bits']}" if row["exact"] else escape(f"[{low:.4g}, {high:.4g}]"),
+            str(row["bits"]),
+            f"{row['compared']:,}",
+            "[green]exact[/]" if row["exact"] else f"{row['error']:.1e}",
+            "" if theirs is None else f"{theirs:.1e}",
+            "" if ratio is None else f"[b]{ratio:.0f}[/]",
+        )
+    return (table,)
+
+
 def mark(ok: bool) -> str:
     return "[green]✓[/]" if ok else "[red]✗[/]"
