@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ HEADS: dict[str, Head] = {  # how they end
     "ForSequenceClassification": "classification",
     "ForTokenClassification": "tokens",
     "Model": "embedding",
+}
+_POOLINGS: dict[Pooling, set[str]] = {  # what sentence-transformers calls them
+    "mean": {"pooling_mode_mean_tokens", "mean"},
+    "first": {"pooling_mode_cls_token", "cls"},
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _DOWNLOADED = (*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json", "modules.json")
@@ -189,13 +194,25 @@ def _special(tokenizer: Any, settings: Any, source: str) -> tuple[int, int | Non
 
 
 def _pooling(folder: Path, source: str) -> Pooling:
-    """How sentence-transformers makes one vector of the tokens', the mean where the folder does not say."""
-    path = folder / "1_Pooling" / "config.json"
+    """How sentence-transformers makes one vector of the tokens': from its modules, the mean where they do not say."""
+    path = folder / "modules.json"
     if not path.is_file():
-        if not (folder / "modules.json").is_file():
-            log.warning("%s is a bare encoder: its answer is the mean of its tokens' last hidden states", source)
+        log.warning("%s is a bare encoder: its answer is the mean of its tokens' last hidden states", source)
         return "mean"
-    modes = [key for key, on in read_json(path, source).items() if key.startswith("pooling_mode_") and on is True]
-    if modes not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
-        raise IntqError(f"{source}: pools by {few(modes) or 'nothing'}; taken are the mean of the tokens, or the first")
-    return "mean" if modes == ["pooling_mode_mean_tokens"] else "first"
+    try:
+        modules = {entry["type"].split(".")[-1]: entry["path"] for entry in json.loads(path.read_text("utf-8"))}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise IntqError(f"{source}: modules.json is not a list of sentence-transformers' modules ({error})") from error
+    # Normalize only divides the vector by its length, which no cosine sees.
+    if unknown := [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]:
+        raise IntqError(f"{source}: has a module {few(unknown)} behind the encoder; taken are Pooling and Normalize")
+    path = folder / modules.get("Pooling", "1_Pooling") / "config.json"
+    if not path.is_file():
+        return "mean"
+    found = read_json(path, source)
+    modes = {key for key, on in found.items() if key.startswith("pooling_mode_") and on is True}
+    modes |= {found["pooling_mode"]} if "pooling_mode" in found else set()
+    for pooling, names in _POOLINGS.items():
+        if modes and modes <= names:
+            return pooling
+    raise IntqError(f"{source}: pools by {few(sorted(map(str, modes))) or 'nothing'}; taken are mean and first token")

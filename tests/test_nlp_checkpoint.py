@@ -4,14 +4,17 @@ import json
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from text_models import FAMILIES, POSITIONS, longest, save_tiny, tiny_tokenizer, tiny_transformer
+from text_models import FAMILIES, POSITIONS, longest, save_tiny, tiny_ids, tiny_tokenizer, tiny_transformer
 
+from intq.backends import reference
 from intq.errors import IntqError
 from intq.nlp import checkpoint
+from intq.quantize import decibel, quantize
 
 TEXTS = [("a good film", "it was fine , and word30"), ("bad", "dull"), ("the plot is very very dull", "not so")]
 
@@ -67,15 +70,28 @@ def test_sentence_embeddings(tmp_path, caplog):
     assert (loaded.head, loaded.labels) == ("embedding", ())
     assert torch.equal(loaded.model(given["input_ids"]), (hidden * mask).sum(1) / mask.sum(1))
 
-    (tmp_path / "modules.json").write_text("[]")  # sentence-transformers' mark; then the class is of no account
+    # modules.json is sentence-transformers' mark; then the class in config.json is of no account.
+    modules = [
+        {"path": path, "type": f"sentence_transformers.models.{path[2:]}"} for path in ("1_Pooling", "2_Normalize")
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
     edit(tmp_path / "config.json", architectures=["BertForMaskedLM"])
-    (tmp_path / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    assert torch.equal(checkpoint.load(tmp_path).model(given["input_ids"]), hidden[:, 0])
-    edit(tmp_path / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
-    with pytest.raises(IntqError, match="pools by pooling_mode_cls_token, pooling_mode_max_tokens; taken are"):
+    assert torch.equal(checkpoint.load(tmp_path).model(given["input_ids"]), loaded.model(given["input_ids"]))
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    for chosen in ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}):
+        pooling.write_text(json.dumps({"word_embedding_dimension": 32, **chosen}))
+        assert torch.equal(checkpoint.load(tmp_path).model(given["input_ids"]), hidden[:, 0])
+    edit(pooling, pooling_mode_max_tokens=True)
+    with pytest.raises(IntqError, match="pools by cls, pooling_mode_max_tokens; taken are mean and first token"):
         checkpoint.load(tmp_path)
+    for broken, match in (
+        ('{"a": 1}', "is not a list"),
+        ('[{"type": "x.Dense", "path": ""}]', "a module Dense behind"),
+    ):
+        (tmp_path / "modules.json").write_text(broken)
+        with pytest.raises(IntqError, match=match):
+            checkpoint.load(tmp_path)
 
 
 def test_bert_words_with_two_segments_in_a_roberta(tmp_path):
@@ -144,6 +160,32 @@ def test_ibert_learned_ranges(tmp_path):
         low, high = loaded.ranges[name]
         assert low == pytest.approx(float(seen[index].min()), rel=0.15)
         assert high == pytest.approx(float(seen[index].max()), rel=0.15)
+
+
+def test_ibert_in_integers_is_as_near_as_its_own_simulation(tmp_path):
+    """From a checkpoint trained with I-BERT's simulation: its ranges are the integer network's, its answers too."""
+    model = ibert(quant_mode=True).train()
+    batches = [tiny_ids("roberta", 16, 20, seed) for seed in range(6)]
+    with torch.no_grad():
+        for ids in batches:
+            model(input_ids=ids, attention_mask=(ids != 1).long())
+    model.eval().save_pretrained(tmp_path)
+    tiny_tokenizer("roberta").save_pretrained(tmp_path)
+    loaded = checkpoint.load(tmp_path)
+    graph = quantize(loaded.model, batches[:4], functions=loaded.functions, ranges=loaded.ranges)
+    query = "model.roberta.encoder.layer.1.attention.self.query"
+    low, high = loaded.ranges[query]
+    assert graph.values[query].scale == pytest.approx(max(-low, high) / 127, rel=1e-5)
+    low, high = loaded.ranges["model.roberta.encoder.layer.1.output.LayerNorm"]
+    assert graph.values["model.roberta.encoder.layer.1.output.LayerNorm"].scale == pytest.approx((high - low) / 255)
+
+    ids = tiny_ids("roberta", 32, 25, seed=9)
+    (scores,) = reference.run(graph, ids.int().numpy())
+    real = loaded.model(ids).numpy()
+    simulated = model(input_ids=ids, attention_mask=(ids != 1).long()).logits.detach().numpy()
+    answer = graph.values[graph.outputs[0]].scale * scores
+    assert decibel(np.square(real).mean(), np.square(answer - real).mean()) > 25
+    assert decibel(np.square(real).mean(), np.square(answer - simulated).mean()) > 22
 
 
 def test_hub_id_is_downloaded(monkeypatch, tmp_path):
