@@ -63,8 +63,7 @@ def glue(network: str, beside: str | None, measured: Callable[..., tuple[dict[st
 
 
 def check_same_head(metadata: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
-    """Raise IntqError unless two networks' answers can be compared."""
-    for key in ("domain", "head", "labels"):
-        mine, its = metadata.get(key), other.get(key)
-        if mine != its:
-            raise IntqError(f"--float {name}: its {key} is {its}, and that of the artifact is {mine}: give its origin")
+    """Raise IntqError unless two networks' answers can be compared. Classes may have got other names, by --labels."""
+    mine, its = ([m.get("head"), *m["labels"]] for m in (metadata, other))
+    if mine[0] != its[0] or len(mine) != len(its) or (set(mine) == set(its) and mine != its):
+        raise IntqError(f"--float {name}: its head ({', '.join(its)}) is not that of the artifact ({', '.join(mine)})")

@@ -271,6 +271,6 @@ def load_dataset(name: str, splits: str | Sequence[str], part: str | None = None
     except Exception as error:  # the library raises its own, its HTTP client's and the system's errors
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise IntqError(
-            f"{name} could not be loaded from the Hugging Face hub: check the name and the connection, or give local "
-            f"files with --data ({reason})"
+            f"{name} is no file here and could not be loaded from the Hugging Face hub: check the name and the "
+            f"connection, or give local files with --data ({reason})"
         ) from error

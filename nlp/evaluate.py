@@ -50,12 +50,17 @@ def scores(
 
 
 def check_head(task: Task, metadata: Mapping[str, Any]) -> None:
-    """Raise IntqError unless the network's head answers what the task asks. Similarity is asked of embeddings too."""
+    """Raise IntqError unless the network's head answers what the task asks, with its classes.
+
+    Similarity is asked of embeddings too.
+    """
     head = metadata["head"]
     if head != task.head and not (task.head == "regression" and head == "embedding"):
         wanted = f"classifies into {said(task.classes)}" if task.classes else "scores pairs of texts"
         has = f"{head} into {said(metadata['labels'])}" if metadata["labels"] else head
         raise IntqError(f"the task {task.name} {wanted}, but {metadata['model']} has a head for {has}")
+    if task.classes:
+        class_order(task.classes, metadata["labels"], f"the task {task.name}", numbered=True)
 
 
 def evaluate(
