@@ -26,7 +26,7 @@ class NumpyDialect:
 
     @staticmethod
     def shift_right(x, shift):
-        return np.right_shift(x, np.asarray(shift).astype(np.int64))
+        return np.right_shift(x, shift)  # int64 where x is wide, int32 where a curve has narrowed it
 
     @staticmethod
     def lookup(table, x):
