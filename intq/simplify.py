@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from intq.floatgraph import FloatGraph, FloatNode
-from intq.transformer import merge_embeddings, merge_heads
+from intq.transformer import first_token_early, merge_embeddings, merge_heads
 
 _FUSES_CLAMP = {"conv2d", "linear", "add", "mul", "affine", "avg_pool2d", "mean", "clamp"}
 _CONTRACTIONS = {"conv2d", "linear"}
@@ -37,6 +37,7 @@ def simplify(graph: FloatGraph) -> FloatGraph:
         _clamp_before_move,
         _fuse_clamps,
         _fuse_residuals,
+        first_token_early,
     )
     for rewrite in passes:
         graph = without_unused(rewrite(graph))

@@ -66,3 +66,48 @@ def with_ibert_functions(graph: FloatGraph) -> FloatGraph:
             node = node.with_attrs(exponential="ibert_exp")
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
+
+
+_BY_TOKEN = frozenset(
+    {"layer_norm", "linear", "function", "affine", "add"}
+)  # each token's result needs that token alone
+_FIRST = {"axis": 1, "start": 0, "stop": 1, "step": 1}
+
+
+def first_token_early(graph: FloatGraph) -> FloatGraph:
+    """What is computed of every token but read of the first alone is computed of the first alone.
+
+    A classifier reads one token of its last layer: that layer's feed-forward part, a twelfth of most of the network,
+    shrinks to one row.
+    """
+    users = graph.users()
+    for node in reversed(graph.nodes):
+        readers = users[node.name]
+        cut = bool(readers) and node.name != graph.output and all(_takes_first(reader) for reader in readers)
+        if cut and node.op in _BY_TOKEN and len(node.shape) == 3:
+            return first_token_early(_cut(graph, node, {reader.name for reader in readers}))
+    return graph
+
+
+def _takes_first(node: FloatNode) -> bool:
+    return node.op == "slice" and {key: node.attrs[key] for key in _FIRST} == _FIRST
+
+
+def _cut(graph: FloatGraph, node: FloatNode, slices: set[str]) -> FloatGraph:
+    """The slices of a node's result moved to its inputs."""
+    known, nodes = graph.shapes(), []
+    for other in graph.nodes:
+        if other.name == node.name:
+            for name in dict.fromkeys(node.inputs):
+                first = f"{name}.first"
+                if first not in known:
+                    shape = (known[name][0], 1, known[name][2])
+                    nodes.append(FloatNode(first, "slice", (name,), shape, dict(_FIRST), {}, node.module))
+            other = replace(
+                node, inputs=tuple(f"{name}.first" for name in node.inputs), shape=(*node.shape[:1], 1, node.shape[2])
+            )
+        elif other.name in slices:
+            continue
+        nodes.append(replace(other, inputs=tuple(node.name if name in slices else name for name in other.inputs)))
+    output = node.name if graph.output in slices else graph.output
+    return replace(graph, nodes=tuple(nodes), output=output)
