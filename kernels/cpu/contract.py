@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -67,13 +67,7 @@ class _Writer:
             with self._region() as acc:
                 self._product(acc, x, i64(0), n * plan.image_rows, i64(0), i64(0))
         elif plan.mode == "rows":
-            rows = x.shape[0] // c
-            panel = scratch(tile * plan.pitch, "uint8")
-            with self._region() as acc, serial((rows + tile - 1) // tile) as block:
-                count = tirx.min(i64(tile), rows - block * tile)
-                with parallel(count, barrier=True) as r:
-                    copy(panel, r * plan.pitch, x, (block * tile + r) * c, c)
-                self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
+            self._rows(x.shape[0] // c)
         else:
             copied, in_columns = any(plan.padding) or plan.overshoots, plan.mode == "columns"
             padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else x
@@ -94,6 +88,29 @@ class _Writer:
                         self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
                     else:
                         self._gathered(acc, padded, at, first, group)
+
+    def _rows(self, rows) -> None:
+        """A linear layer's product: its rows in place, or copied where they are fewer than a tile's."""
+        plan, tile = self.plan, self.plan.tile_rows
+        if plan.k % plan.isa.k_quantum:
+            self._copied_rows(rows)
+            return
+        with T.If(rows >= tile):
+            with T.Then():
+                in_place = replace(self, plan=replace(plan, mode="direct"))
+                with in_place._region() as acc:
+                    in_place._product(acc, self.buffers.x, i64(0), rows, i64(0), i64(0))
+            with T.Else():
+                self._copied_rows(rows)
+
+    def _copied_rows(self, rows) -> None:
+        plan, tile, c = self.plan, self.plan.tile_rows, self.plan.k
+        panel = scratch(tile * plan.pitch, "uint8")
+        with self._region() as acc, serial((rows + tile - 1) // tile) as block:
+            count = tirx.min(i64(tile), rows - block * tile)
+            with parallel(count, barrier=True) as r:
+                copy(panel, r * plan.pitch, self.buffers.x, (block * tile + r) * c, c)
+            self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
 
     def _gathered(self, acc, source, at, first, group) -> None:
         """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
