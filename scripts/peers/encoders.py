@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from engines import Entry, OnnxRuntime, cached, processor, quantize_onnxruntime, quantize_openvino, quiet
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 STATIC = OnnxRuntime("QOperator", "QUInt8", "QInt8")
 
@@ -33,6 +33,7 @@ class Published(nn.Module):
     def __init__(self, model: PreTrainedModel, padding: int, separator: int | None):
         super().__init__()
         self.model, self.padding, self.separator = model, padding, separator
+        self.train(model.training)  # exporters give every part the mode of the whole
 
     def forward(self, ids: Tensor) -> Tensor:
         given = {"input_ids": ids, "attention_mask": (ids != self.padding).long()}
@@ -56,7 +57,7 @@ def prepare(
         export_torch(module, example, axes, folder / "float32.pt2")
         with eager(module):
             onnx = export_onnx(module, example, axes, folder / "float32.onnx")
-        quantize_dynamic(onnx, folder / "dynamic.onnx", "vit" if example.dim() == 4 else "bert")
+        quantize_dynamic(onnx, folder / "dynamic.onnx", transformer(module).config)
         quantize_onnxruntime(onnx, calibration, folder / "static.onnx", STATIC)
         quantize_encoder_openvino(onnx, calibration, folder / "int8.xml")
         onnx.unlink()
@@ -71,18 +72,21 @@ def prepare(
     ]
 
 
+def transformer(module: nn.Module) -> PreTrainedModel | None:
+    """The outermost transformers model in a network, if there is one."""
+    return next((each for each in module.modules() if isinstance(each, PreTrainedModel)), None)
+
+
 @contextlib.contextmanager
 def eager(module: nn.Module) -> Iterator[None]:
     """With attention written out in products and softmax: the form whose fusions ONNX Runtime knows."""
-    models = [each for each in module.modules() if isinstance(each, PreTrainedModel)][:1]
-    before = [model.config._attn_implementation for model in models]
-    for model in models:
-        model.set_attn_implementation("eager")
+    model = transformer(module)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        for model, implementation in zip(models, before, strict=True):
-            model.set_attn_implementation(implementation)
+        model.set_attn_implementation(before)
 
 
 def export_torch(module: nn.Module, x: Tensor, axes: Mapping[int, str], path: Path) -> Path:
@@ -104,7 +108,7 @@ def export_onnx(module: nn.Module, x: Tensor, axes: Mapping[int, str], path: Pat
     return path
 
 
-def quantize_dynamic(onnx: Path, path: Path, kind: str) -> Path:
+def quantize_dynamic(onnx: Path, path: Path, config: PreTrainedConfig) -> Path:
     """ONNX Runtime's dynamic quantization, weights per tensor, after the fusions of its transformers tools."""
     from onnx import TensorProto
     from onnxruntime import quantization
@@ -112,7 +116,13 @@ def quantize_dynamic(onnx: Path, path: Path, kind: str) -> Path:
 
     fused = path.with_suffix(".fused.onnx")
     with quiet():
-        optimizer.optimize_model(str(onnx), model_type=kind, opt_level=0).save_model_to_file(str(fused))
+        optimizer.optimize_model(
+            str(onnx),
+            model_type="vit" if config.model_type in ("vit", "deit") else "bert",
+            num_heads=config.num_attention_heads,
+            hidden_size=config.hidden_size,
+            opt_level=0,
+        ).save_model_to_file(str(fused))
         quantization.quantize_dynamic(
             fused,
             path,

@@ -11,7 +11,6 @@ import engines
 import numpy as np
 from engines import Entry, cached
 from torch import nn
-from transformers import PreTrainedModel
 
 import intq
 from intq import domains
@@ -80,7 +79,7 @@ def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) 
         found.append(Entry("intq", "int8", made / "artifact", folder / "raw.npy"))
     if set(names) - {"intq"}:
         name, module, calibration = subject.name, subject.module, subject.calibration
-        if any(isinstance(each, PreTrainedModel) for each in module.modules()):
+        if encoders.transformer(module):
             found += encoders.prepare(name, module, calibration, subject.axes, folder / "given.npy")
         else:
             found += engines.prepare(name, module, calibration, threads)
