@@ -242,14 +242,16 @@ def evaluate(
     "missing", "notices"}; score: the mean of the tasks' mean metrics[/]
     """
     use_threads(threads)
-    one = functools.partial(measured, data=data, labels=labels, truncate=truncate, threads=threads)
-    one = functools.partial(one, limit=limit, batch=batch)
+    open_network = functools.partial(network_of, labels=labels, truncate=truncate, threads=threads)
+    measure_one = functools.partial(measured, data=data, limit=limit, batch=batch)
     if task == "glue":
-        value = glue(network, beside, one)
+        value = glue(network, beside, open_network, measure_one)
         return Answer(value, show.glue(value))
-    value, model = one(network, task, beside and beside.replace("{task}", task or ""))
+    found = open_network(network, task)
+    other = open_network(f"float:{beside.replace('{task}', task or '')}", task) if beside else None
+    value = measure_one(found, task, other)
     arithmetic = "floating point" if network.startswith("float:") else "integers"
-    return Answer(value, show.accuracy(value, model, arithmetic))
+    return Answer(value, show.accuracy(value, found.metadata["model"], arithmetic))
 
 
 @command("compile")
@@ -335,7 +337,7 @@ def run(
     the real number it means, of a regression; "words": [{"word", "label", "score"}]; or "embedding" and "similarity",
     the cosine with the first text's[/]
     """
-    found = network_of(str(folder), "", None, truncate, threads)
+    found = network_of(str(folder), truncate=truncate, threads=threads)
     refuse_options(found.domain, pair=pair)
     given = {"pair": pair} if pair else {}
     value = found.domain.run(found.predict, found.reader, found.metadata, inputs, top=top, **given)

@@ -6,64 +6,57 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from intq import artifact, domains
+from intq import domains
 from intq.console import step
 from intq.errors import IntqError
-from intq.networks import network_of, refuse_options
+from intq.networks import Network, refuse_options
 
 
 def measured(
-    network: str,
-    task: str | None,
-    beside: str | None,
-    *,
-    data: str | None,
-    labels: str | None,
-    truncate: bool,
-    threads: int | None,
-    limit: int | None,
-    batch: int,
-) -> tuple[dict[str, Any], str]:
-    """(what `evaluate` of its domain finds, the name of the model) of an artifact's folder or of `float:CHECKPOINT`.
-
-    beside: the checkpoint of a float network to measure too.
-    """
-    found = network_of(network, task, labels, truncate, threads)
-    refuse_options(found.domain, float=beside)
+    network: Network, task: str | None, beside: Network | None, *, data: str | None, limit: int | None, batch: int
+) -> dict[str, Any]:
+    """What `evaluate` of its domain finds of a network; beside: its float network, to measure too."""
+    refuse_options(network.domain, float=beside)
     options: dict[str, Any] = {"task": task} if task else {}
     if beside:
-        other = network_of(f"float:{beside}", task, labels, truncate, threads)
-        check_same_head(found.metadata, other.metadata, beside)
-        options["beside"] = other.predict
-    with step(f"Evaluating {network}") as advance:
-        value = found.domain.evaluate(
-            found.predict, found.reader, found.metadata, data, limit=limit, batch=batch, progress=advance, **options
+        check_same_head(network.metadata, beside.metadata)
+        options["beside"] = beside.predict
+    predict, reader, metadata = network.predict, network.reader, network.metadata
+    with step(f"Evaluating {metadata['model']}") as advance:
+        return network.domain.evaluate(
+            predict, reader, metadata, data, limit=limit, batch=batch, progress=advance, **options
         )
-    return value, found.metadata["model"]
 
 
-def glue(network: str, beside: str | None, measured: Callable[..., tuple[dict[str, Any], str]]) -> dict[str, Any]:
-    """All tasks of GLUE for which the folder `network` holds an artifact (or a checkpoint), each beside its float one.
+def glue(
+    folder: str, beside: str | None, opened: Callable[..., Network], measured: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """All tasks of GLUE for which a folder holds an artifact (as `float:DIR` a checkpoint), each beside its float one.
 
-    beside: where the float networks are, {task} standing for the task's name; each artifact's origin if None.
+    beside: where the float networks are, {task} standing for the task's name; if None each artifact's origin, where
+    that can still be had. opened, measured: `network_of` and `measured`, all but what differs between the tasks given.
     """
-    prefix = "float:" if network.startswith("float:") else ""
+    prefix = "float:" if folder.startswith("float:") else ""
     nlp = domains.domain("nlp")
     rows, notices = [], []
-    for task, path in nlp.members(Path(network.removeprefix(prefix))).items():
-        other = beside.replace("{task}", task) if beside else ""
-        if not (beside or prefix):
-            other = artifact.load(path).metadata.get("source", "")
-            if Path(other).is_absolute() and not Path(other).exists():
-                notices.append(f"{task}: the float checkpoint {other} is not there; say with --float where it is")
-                other = ""
-        value, _ = measured(f"{prefix}{path}", task, other)
-        rows.append({"artifact": str(path)} | value)
+    for task, path in nlp.members(Path(folder.removeprefix(prefix))).items():
+        network, other = opened(f"{prefix}{path}", task), None
+        if beside:
+            other = opened(f"float:{beside.replace('{task}', task)}", task)
+        elif not prefix:
+            try:
+                other = opened(f"float:{network.metadata['source']}", task)
+            except IntqError as error:
+                notices.append(f"{task}: no float network beside it, say with --float where it is ({error})")
+        rows.append({"artifact": str(path)} | measured(network, task, other))
     return nlp.summary(rows) | {"notices": notices}
 
 
-def check_same_head(metadata: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+def check_same_head(metadata: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Raise IntqError unless two networks' answers can be compared. Classes may have got other names, by --labels."""
     mine, its = ([m.get("head"), *m["labels"]] for m in (metadata, other))
     if mine[0] != its[0] or len(mine) != len(its) or (set(mine) == set(its) and mine != its):
-        raise IntqError(f"--float {name}: its head ({', '.join(its)}) is not that of the artifact ({', '.join(mine)})")
+        raise IntqError(
+            f"--float {other['model']}: its head ({', '.join(its)}) is not that of {metadata['model']} "
+            f"({', '.join(mine)})"
+        )

@@ -30,7 +30,14 @@ class Network:
     predict: Callable
 
 
-def network_of(name: str, task: str | None, labels: str | None, truncate: bool, threads: int | None) -> Network:
+def network_of(
+    name: str,
+    task: str | None = None,
+    *,
+    labels: str | None = None,
+    truncate: bool = False,
+    threads: int | None = None,
+) -> Network:
     """The network of an artifact's folder, compiled when it first runs, or of `float:CHECKPOINT`."""
     if name.startswith("float:"):
         domain, source = opened(name.removeprefix("float:"), 0, task=task, labels=labels)
