@@ -244,13 +244,13 @@ def evaluate(
     use_threads(threads)
     open_network = functools.partial(network_of, labels=labels, truncate=truncate, threads=threads)
     measure_one = functools.partial(measured, data=data, limit=limit, batch=batch)
+    arithmetic = "floating point" if network.startswith("float:") else "integers"
     if task == "glue":
         value = glue(network, beside, open_network, measure_one)
-        return Answer(value, show.glue(value))
+        return Answer(value, show.glue(value, arithmetic))
     found = open_network(network, task)
     other = open_network(f"float:{beside.replace('{task}', task or '')}", task) if beside else None
     value = measure_one(found, task, other)
-    arithmetic = "floating point" if network.startswith("float:") else "integers"
     return Answer(value, show.accuracy(value, found.metadata["model"], arithmetic))
 
 

@@ -75,27 +75,26 @@ def _percent(name: str, share: float) -> str:
     return f"{100 * share:.2f}" + ("" if name.startswith(CORRELATIONS) else " %")
 
 
-def glue(value: dict[str, Any]) -> tuple:
+def glue(value: dict[str, Any], arithmetic: str) -> tuple:
     """`intq eval --task glue`: a line for each metric of each task, integers beside float."""
+    both = any("float" in row for row in value["tasks"])
     table = Table(Column("task", style="bold"), "metric", box=None, header_style="dim")
-    for title in ("examples", "network", "float", "difference", "same answers"):
+    for title in ("examples", arithmetic, *(("float", "difference", "same answers") if both else ())):
         table.add_column(title, justify="right")
     for row in value["tasks"]:
         for rank, (name, share) in enumerate(row["metrics"].items()):
-            beside = row.get("float", {}).get(name)
-            table.add_row(
-                "" if rank else row["task"],
-                name,
-                "" if rank else f"{row['examples']:,}",
-                f"{100 * share:.2f}",
-                *(("", "") if beside is None else (f"{100 * beside:.2f}", f"{100 * (share - beside):+.2f}")),
-                "" if rank or "same" not in row else f"{100 * row['same']:.2f} %",
-            )
-    beside = value["float_score"]
-    difference = ("", "") if beside is None else (f"{100 * beside:.2f}", f"{100 * (value['score'] - beside):+.2f}")
-    table.add_row("mean", "", "", f"{100 * value['score']:.2f}", *difference, "", style="bold")
+            cells = [f"{100 * share:.2f}", *_beside(share, row.get("float", {}).get(name))]
+            cells.append("" if rank or "same" not in row else f"{100 * row['same']:.2f} %")
+            first = ("", name, "") if rank else (row["task"], name, f"{row['examples']:,}")
+            table.add_row(*first, *(cells if both else cells[:1]))
+    cells = [f"{100 * value['score']:.2f}", *_beside(value["score"], value["float_score"]), ""]
+    table.add_row("mean", "", "", *(cells if both else cells[:1]), style="bold")
     missing = [f"Not in the folder: {', '.join(value['missing'])}"] if value["missing"] else []
     return (table, *(f"[dim]{escape(line)}[/]" for line in (*missing, *value["notices"])))
+
+
+def _beside(share: float, other: float | None) -> tuple[str, str]:
+    return ("", "") if other is None else (f"{100 * other:.2f}", f"{100 * (share - other):+.2f}")
 
 
 def timing(value: dict[str, Any], most: int = 12) -> tuple:

@@ -67,6 +67,13 @@ class Examples:
         texts, where = [self.texts[i] for i in chosen], self.where
         return replace(self, texts=texts, labels=labels, where=lambda i: where(chosen[i]))
 
+    def singly(self) -> Examples:
+        """Every text on its own, those of a pair one after the other, without labels: as an encoder sees them."""
+        if not isinstance(self.texts[0], tuple):
+            return replace(self, labels=None)
+        texts: list[Text] = [text for pair in self.texts for text in pair]
+        return replace(self, texts=texts, labels=None, where=lambda row: self.where(row // 2))
+
 
 # ---- GLUE --------------------------------------------------------------------------------------------------------
 

@@ -105,10 +105,9 @@ def calibration(
         examples = examples_of.training(known, data)
     else:
         examples = examples_of.own(data, checkpoint.head, "train", labelled=False)
+    if checkpoint.head == "embedding":
+        examples = examples.singly()
     examples = examples.sample(samples, seed)
-    if checkpoint.head == "embedding":  # the network sees the texts of a pair one by one
-        single = [text for pair in examples.texts for text in (pair if isinstance(pair, tuple) else (pair,))]
-        examples = replace(examples, texts=single[:samples])
     rows = reader(checkpoint, metadata(checkpoint), truncate=True).ids(examples.texts, examples.where)
     return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
 

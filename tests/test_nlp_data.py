@@ -186,6 +186,13 @@ def test_a_sample_keeps_texts_labels_and_places_together(glue):
     assert examples.sample(99).texts == examples.texts
 
 
+def test_pairs_one_by_one(glue):
+    examples = data.held_out(TASKS["rte"], str(glue))[""]
+    single = examples.singly()
+    assert single.texts == [A, B, B, A] and single.labels is None and single.where(3) == examples.where(1)
+    assert single.singly().texts == single.texts
+
+
 # ---- the library datasets ----------------------------------------------------------------------------------------
 
 
