@@ -101,16 +101,19 @@ def offset_of(real: np.ndarray | float, shift: np.ndarray, zero_point: int) -> n
 
 
 def isqrt(L, n):
-    """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no division, no float).
+    """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no product, no division).
 
-    A dialect whose values are not integers (bounds, real numbers) has its own ``isqrt``.
+    ``root`` is twice the digits found so far, times the place of the next. A dialect whose values are not integers
+    (bounds, real numbers) has its own ``isqrt``.
     """
     if hasattr(L, "isqrt"):
         return L.isqrt(n)
-    root = n * 0
-    for bit in range(30, -1, -1):
-        trial = root + (1 << bit)
-        root = L.where(trial * trial <= n, trial, root)
+    root, rest = n * 0, n
+    for place in range(60, -1, -2):
+        trial = root + (1 << place)
+        fits, half = rest >= trial, L.shift_right(root, 1)
+        rest = L.where(fits, rest - trial, rest)
+        root = L.where(fits, half + (1 << place), half)
     return root
 
 
