@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_graphs import random_text_graph, sentences
 
 from intq import artifact
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
-from intq.value import Value
+from intq.value import DTYPE_RANGE, Value
 
 
 def small_network() -> Graph:
@@ -50,6 +51,74 @@ def small_network() -> Graph:
     return Graph((x,), (conv, flat, head), ("scores",), {"name": "small", "labels": ["a", "b", "c", "d", "e"]})
 
 
+def spread(*shape: int, step: int = 37, dtype=np.int8) -> np.ndarray:
+    """Numbers all over [-127, 127] by a formula."""
+    return ((np.arange(np.prod(shape)) * step % 255) - 127).astype(dtype).reshape(shape)
+
+
+def small_text_network() -> Graph:
+    """Ids to 3 scores through every operation of texts, from formulas in integers only: the golden text artifact's."""
+
+    def add(op, name, inputs, dtype, zero_point=0, attrs=None, **constants):
+        low, high = DTYPE_RANGE[dtype]
+        attrs = attrs if op in ("differs", "slice", "reshape") else {"low": low, "high": high, **(attrs or {})}
+        arrays = {key: np.asarray(value) for key, value in constants.items()}
+        nodes.append(make_node(op, name, inputs, dtype=dtype, zero_point=zero_point, attrs=attrs, constants=arrays))
+        return nodes[-1].output
+
+    def rescale(shift: int, zero_point: int = 0, co=()) -> dict:
+        half = (zero_point << shift) + (1 << (shift - 1))
+        multiplier = 2**30 + np.arange(np.prod(co, dtype=int)).reshape(co) * 9973
+        shifts = np.full(co, shift, np.int32)
+        return {"multiplier": multiplier.astype(np.int32), "offset": np.full(co, half), "shift": shifts}
+
+    def linear(name, x, co, dtype, shift, zero_point=0, attrs=None, inputs=(), **more):
+        weight = spread(co, x.channels, step=len(name) * 13 + 7)
+        constants = rescale(shift, zero_point, (co,)) | {"weight": weight} | more
+        return add("linear", name, [x, *inputs], dtype, 128 if zero_point == 128 else 0, attrs, **constants)
+
+    nodes, segments = [], np.arange(32)
+    ramp = np.stack([(255 * (32 - segments) << 3) + 128, np.full(32, -255 << 3), np.zeros(32)]).astype(np.int32)
+    rise = np.stack([(segments << 3) * 32 + 16, np.full(32, 128), (segments % 5) * 32]).astype(np.int32)
+    ids = Value("ids", ("n", "s"), "int32", 0, 11, longest=9)
+    mask = add("differs", "mask", [ids], "uint8", attrs={"value": 1})
+    x = add(
+        "embedding",
+        "embedding",
+        [ids],
+        "int16",
+        attrs={"positions": "counted", "padding": 1, "separator": 2},
+        word=spread(12, 8),
+        word_multiplier=(2**29 + np.arange(12) * 2**24).astype(np.int32),
+        position=spread(11, 8, step=91, dtype=np.int16) * 50,
+        position_multiplier=np.int32(2**24),
+        segment=spread(2, 8, step=53, dtype=np.int16),
+        segment_multiplier=np.int32(2**26),
+        offset=np.int64(2**21),
+        shift=np.int32(22),
+    )
+    epsilon = np.int64(64 * 100)
+    x = add("layernorm", "norm", [x], "int16", attrs={"size": 8}, epsilon=epsilon, **rescale(38, co=(8,)))
+    h = add("layernorm", "narrow", [x], "uint8", 128, attrs={"size": 8}, epsilon=epsilon, **rescale(44, 128, (8,)))
+    q, k, v = (linear(name, h, 8, "uint8", 38, 128) for name in ("q", "key", "value"))
+    scores = {"score_multiplier": np.int32(2**30), "score_offset": np.int64(2**29), "score_shift": np.int32(30)}
+    attrs = {"heads": 2, "size": 4, "longest": 9, "drop": 8}
+    scale = rescale(37, 128)
+    a = add("attention", "attention", [q, k, v, mask], "uint8", 128, attrs, curve=ramp, **scores, **scale)
+    residual = {"residual_multiplier": np.full(8, 2**30, np.int32)}
+    x = linear("out", a, 8, "int16", 31, inputs=[x], **residual)
+    attrs = {"drop": 5, "function": "rise"}
+    h = add("layernorm", "after", [x], "uint8", 128, attrs={"size": 8}, epsilon=epsilon, **rescale(44, 128, (8,)))
+    h = linear("wide", h, 16, "uint8", 32, 100, attrs, curve=rise)
+    x = linear("back", h, 8, "int16", 30, inputs=[x], **residual)
+    mean = add("mean_tokens", "mean", [x, mask], "int16", attrs={"longest": 9}, **rescale(30))
+    y = add("curve", "curve", [mean], "uint8", 0, attrs, curve=rise, **rescale(31, 2**14))
+    first = add("slice", "first", [h], "uint8", 0, {"axis": 1, "start": 0, "stop": 1, "step": 1})
+    flat = add("reshape", "flat", [first], "uint8", 0, {"shape": ("n", 16)})
+    scores = linear("scores", flat, 3, "int32", 24)
+    return Graph((ids,), tuple(nodes), (scores.name, y.name), {"name": "small text"})
+
+
 @pytest.fixture
 def saved(tmp_path):
     small_network().save(tmp_path / "net")
@@ -76,6 +145,29 @@ def test_the_golden_artifact_and_its_answer_never_change():
         [-23043072, 10874880, 41398272, 27792384, -1741824],
         [31782912, 40725504, 56718336, -59154432, -19660800],
     ]
+
+
+def test_the_golden_text_artifact_and_its_answer_never_change(tmp_path):
+    graph = small_text_network()
+    ids = np.array([[3, 4, 5, 2, 6, 7, 11, 0, 2], [9, 8, 2, 1, 1, 1, 1, 1, 1]], np.int32)
+    scores, means = reference.run(graph, ids)
+    assert artifact.digest(graph) == "e0a7af5b599d86b3173db9a93965a87728488a35403ff3729e677da052939828"
+    assert scores.tolist() == [[-749056, -243138, -798031], [-791936, -405700, -753870]]
+    assert means.tolist() == [[51, 144, 153, 115, 119, 123, 182, 2], [44, 153, 153, 132, 105, 133, 178, 17]]
+    graph.save(tmp_path / "text")
+    loaded = artifact.load(tmp_path / "text")
+    assert artifact.digest(loaded) == artifact.digest(graph) and loaded.values == graph.values
+    for array, again in zip((scores, means), reference.run(loaded, ids), strict=True):
+        np.testing.assert_array_equal(again, array)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_text_networks_survive_being_saved(tmp_path, seed):
+    graph, ids = random_text_graph(seed), sentences(3, 9, seed)
+    graph.save(tmp_path / "net")
+    loaded = artifact.load(tmp_path / "net")
+    assert loaded.text() == graph.text() and loaded.inputs == graph.inputs
+    np.testing.assert_array_equal(reference.run(loaded, ids)[0], reference.run(graph, ids)[0])
 
 
 def test_two_saves_are_the_same_bytes(saved, tmp_path):
