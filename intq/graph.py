@@ -29,6 +29,7 @@ CONSTANT_DTYPES = {
     "pad_value": ("uint8", "int16", "int32"),
     "table": ("uint8", "int16"),
     "curve": ("int32",),
+    "lift": ("int32",),
     "score_multiplier": ("int32",),
     "score_offset": ("int64",),
     "score_shift": ("int32",),

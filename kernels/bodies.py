@@ -140,8 +140,8 @@ class TvmDialect:
         return low_words(x) if x.dtype == "int64" else x
 
     @staticmethod
-    def shift_left(x: Vector, places: int) -> Vector:
-        return x.lifted(places)
+    def shift_left(x: Vector, places: int | Vector) -> Vector:
+        return x.lifted(places) if isinstance(places, int) else x._operate(places, lambda a, b: a << b)
 
     @staticmethod
     def within(x: Vector, low: int, high: int) -> Vector:

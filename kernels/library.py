@@ -35,7 +35,7 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     Arrays are given to a kernel when it runs, so that the layers of an encoder are alike: what counts of them is their
     shapes and whether shifts reach 32. Only an average pooling has its constants as immediates.
     """
-    from intq.kernels.cpu.heads import reach_of
+    from intq.kernels.cpu.heads import arithmetic
     from intq.kernels.pack import rescale_of
 
     parts = [node.op, *((value.shape, value.dtype) for value in (*inputs, node.output))]
@@ -47,7 +47,7 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
         rescale = rescale_of(node, inputs)
         parts += [rescale.base, rescale.lift]
     if node.op == "attention":
-        parts.append(reach_of(node).narrow)
+        parts.append(arithmetic(node))
     return str(parts)
 
 
@@ -56,7 +56,7 @@ def _compiler_digest() -> bytes:
     here = Path(__file__).resolve().parent
     ops = Path(__import__("intq.ops").ops.__file__).resolve().parent
     state = hashlib.sha256()
-    for path in sorted([*here.rglob("*.py"), *ops.glob("*.py"), ops.parent / "fixedpoint.py"]):
+    for path in sorted([*here.rglob("*.py"), *ops.glob("*.py"), ops.parent / "fixedpoint.py", ops.parent / "curves.py"]):
         state.update(path.read_bytes())
     return state.digest()
 

@@ -89,7 +89,7 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
         node.output.dtype,
         residual,
         rescale.lift,
-        Channelwise(rescale.fields, rescale.base),
+        Channelwise(rescale.fields, rescale.base, "lift" in node.constants),
     )
     shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
     write = depthwise if plan.mode == "depthwise" else contraction
@@ -143,9 +143,9 @@ def _concat(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
 
 
 def _attention(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
-    narrow, base = heads.reach_of(node).narrow, pack.rescale_of(node, inputs).base
+    arithmetic, base = heads.arithmetic(node), pack.rescale_of(node, inputs).base
     tensors = [_tensor(x) for x in inputs]
-    return attention("kernel", heads.of_node(isa, node), node.attrs, narrow, base, tensors, _tensor(node.output))
+    return attention("kernel", heads.of_node(isa, node), node.attrs, arithmetic, base, tensors, _tensor(node.output))
 
 
 _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own

@@ -30,6 +30,7 @@ NO_RESCALE = (
     "pad_value",
     "table",
     "curve",
+    "lift",
 )  # constants that are none of a rescale's
 
 Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
@@ -41,7 +42,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     if "weight" in constants:
         plan = of_node(isa, node, inputs[0])
         pack_weights = depthwise_weights if plan.mode == "depthwise" else weights
-        out = [pack_weights(plan, constants["weight"]), epilogue(rescale_of(node, inputs), output_blocks(plan))]
+        packed = epilogue(rescale_of(node, inputs), output_blocks(plan), constants.get("lift"))
+        out = [pack_weights(plan, constants["weight"]), packed]
     elif "table" in constants:
         out = [constants["table"]]
     elif node.op == "attention":
@@ -168,21 +170,26 @@ def rescale_of(node: Node, inputs: tuple[Value, ...]) -> Rescale:
     return Rescale(constants, HIGH_WORD, lift)
 
 
-def epilogue(rescale: Rescale, blocks: Blocks) -> np.ndarray:
-    """Per-channel rescale constants -> flat int64: for every run its multipliers, offset and shift, in lane order."""
+def epilogue(rescale: Rescale, blocks: Blocks, lift: np.ndarray | None = None) -> np.ndarray:
+    """Per-channel constants -> flat int64: for every run its multipliers, offset, shift and lift, in lane order."""
     channels, base = sum(run.width for _, block in blocks for run in block), rescale.base
     spread = {name: _spread(array, channels) for name, array in rescale.constants.items()}
     fields, shift = [spread[name] for name in rescale.fields], spread["shift"]
+    lifts = None if lift is None else _spread(lift, channels)
     out = []
     for at, block in blocks:
         for run in block:
             here = slice(at + run.start, at + run.start + run.width)
             out += [field[here][run.pair_order] for field in fields]
-            if base and run.quad:
-                out.append(shift[here][run.order].astype(np.int32).view(np.int64))
-            else:
-                out.append(shift[here][run.pair_order])
+            out.append(_narrow(shift[here], run) if base else shift[here][run.pair_order])
+            if lift is not None:
+                out.append(_narrow(lifts[here], run))
     return np.concatenate(out)
+
+
+def _narrow(values: np.ndarray, run: Run) -> np.ndarray:
+    """A run's int32, two in a word where it is a quad."""
+    return values[run.order].astype(np.int32).view(np.int64) if run.quad else values[run.pair_order]
 
 
 def _spread(array: np.ndarray, channels: int) -> np.ndarray:
@@ -190,6 +197,11 @@ def _spread(array: np.ndarray, channels: int) -> np.ndarray:
     return np.pad(np.atleast_1d(array), (0, channels - max(1, array.size)), "edge").astype(np.int64)
 
 
-def epilogue_words(run: Run, fields: int, base: int) -> int:
+def shift_words(run: Run, base: int) -> int:
+    """int64 words of a run's shifts."""
+    return run.width // 2 if base and run.quad else run.width
+
+
+def epilogue_words(run: Run, fields: int, base: int, lift: bool = False) -> int:
     """int64 words that :func:`epilogue` writes for a run with so many fields before the shift."""
-    return fields * run.width + (run.width // 2 if base and run.quad else run.width)
+    return fields * run.width + shift_words(run, base) + lift * shift_words(run, 1)

@@ -42,8 +42,8 @@ class NumpyDialect:
         return out
 
     @staticmethod
-    def shift_left(x, places: int):
-        return np.left_shift(x, np.int64(places))
+    def shift_left(x, places):
+        return np.left_shift(x, np.asarray(places, x.dtype))
 
     @staticmethod
     def low_bits(x, count: int):

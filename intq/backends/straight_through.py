@@ -97,12 +97,13 @@ class RealDialect:
         return 2.0**bits / d
 
     @staticmethod
-    def curve(x: Tensor, coefficients: Tensor, drop: int, low: int, high: int) -> Tensor:
+    def curve(x: Tensor, coefficients: Tensor, drop: int, low: int, high: int, lift=None, level: int = 0) -> Tensor:
         """The polynomial of x's segment; the floors of its three shifts are a half less each, on average."""
         segment = (x.detach() / 2**PLACE_BITS).floor().clamp(0, SEGMENTS - 1).long()
         c0, c1, c2 = coefficients.double()[:, segment]
         place = x / 2**PLACE_BITS - segment  # in [0, 1)
-        y = ((c2 * place - 0.5 + c1) * place - 0.5 + c0) / 2**drop
+        y = (c2 * place - 0.5 + c1) * place - 0.5 + c0
+        y = (y if lift is None else y * power_of_two(lift) + level) / 2**drop
         return torch.clamp(y - 0.5 if drop else y, low, high)
 
     @staticmethod

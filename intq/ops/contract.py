@@ -4,6 +4,7 @@
 
 A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then rescaled to 15 bits and the curve, a GELU or
 a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
+With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's, which the next layer's weights absorb.
 
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from intq.curves import TOP, curve, fit
+from intq.curves import MAX_LIFT, TOP, curve, fit
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
 from intq.value import DTYPE_RANGE, Shape, Value
@@ -27,7 +28,8 @@ def _epilogue(L, operands, constants: Constants, attrs: Attrs):
     if "curve" not in constants:
         return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
     x = L.narrow(rescale(L, terms, constants["offset"], constants["shift"], 0, TOP))
-    return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"])
+    lift, level = constants.get("lift"), attrs.get("level", 0)
+    return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"], lift, level)
 
 
 def _check_epilogue(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
@@ -63,6 +65,12 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     shape = (*x.shape[:-1], weight.shape[0])
     _check_epilogue(inputs, constants, shape)
     expect(("curve" in constants) == ("drop" in attrs), "the constant curve and the attribute drop go together")
+    expect(("lift" in constants) == ("level" in attrs), "the constant lift and the attribute level go together")
+    if "lift" in constants:
+        expect("curve" in constants, "lift scales a curve's channels, and there is none")
+        lift = constants["lift"]
+        expect(lift.shape == shape[-1:], f"lift must hold one value per output channel, got shape {lift.shape}")
+        expect(0 <= lift.min() and lift.max() <= MAX_LIFT, f"lift must lie in [0, {MAX_LIFT}]")
     return shape
 
 
@@ -151,6 +159,9 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
                 np.int64(2**14), constants["shift"].astype(np.int64)
             )
             attrs |= {"drop": made.drop, "function": "sample"}
+            if dtype == "uint8":
+                constants["lift"] = rng.integers(0, MAX_LIFT + 1, co).astype(np.int32)
+                attrs["level"] = (9 << made.drop) + (1 << made.drop >> 1)
         samples.append(Sample(inputs, attrs, constants, dtype))
     return samples
 
@@ -176,6 +187,6 @@ OPS = (
         _linear_samples,
         attrs=frozenset({"low", "high"}),
         constants=_CONSTANTS,
-        optional=frozenset({"residual_multiplier", "curve", "drop", "function"}),
+        optional=frozenset({"residual_multiplier", "curve", "drop", "function", "lift", "level"}),
     ),
 )

@@ -10,19 +10,21 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import Vector, reinterpret, splat
 from intq.kernels.cpu.build import i64, ramp
 from intq.kernels.cpu.runs import Run
-from intq.kernels.pack import Rescale, epilogue_words
+from intq.kernels.pack import Rescale, epilogue_words, shift_words
 
 
 @dataclass(frozen=True)
 class Channelwise:
-    """Constants of each channel. ``base``: what was taken off the shifts, see :class:`intq.kernels.pack.Rescale`."""
+    """Constants of each channel. ``base``: what was taken off the shifts, see :class:`intq.kernels.pack.Rescale`.
+    ``lift``: whether a curve's channels have a scale of their own."""
 
     fields: tuple[str, ...]
     base: int
+    lift: bool = False
 
     def words(self, runs: tuple[Run, ...]) -> int:
         """int64 words of the constants of some runs."""
-        return sum(epilogue_words(run, len(self.fields), self.base) for run in runs)
+        return sum(epilogue_words(run, len(self.fields), self.base, self.lift) for run in runs)
 
     def load(self, buffer, at, run: Run) -> dict[str, Vector]:
         """A run's constants from ``buffer[at]`` on; bound to names, so that loops inside find them in registers."""
@@ -35,14 +37,17 @@ class Channelwise:
         for name in self.fields:
             loaded[name] = Vector(words(at, count), "int64", run.quad)
             at = at + run.width
-        if not self.base:
-            loaded["shift"] = Vector(words(at, count), "int64", run.quad)
-        elif run.quad:
-            parts = tuple(T.Bind(reinterpret(w, f"int32x{2 * width}")) for w in words(at, count // 2))
-            loaded["shift"] = Vector(parts, "int32", True)
-        else:
-            parts = tuple(w.astype("int32" if width == 1 else f"int32x{width}") for w in words(at, 1))
-            loaded["shift"] = Vector(parts, "int32")
+
+        def narrow(start) -> Vector:
+            if run.quad:
+                parts = tuple(T.Bind(reinterpret(w, f"int32x{2 * width}")) for w in words(start, count // 2))
+                return Vector(parts, "int32", True)
+            parts = tuple(w.astype("int32" if width == 1 else f"int32x{width}") for w in words(start, 1))
+            return Vector(parts, "int32")
+
+        loaded["shift"] = narrow(at) if self.base else Vector(words(at, count), "int64", run.quad)
+        if self.lift:
+            loaded["lift"] = narrow(at + shift_words(run, self.base))
         return loaded
 
 
