@@ -57,8 +57,8 @@ class _Emitter:
 
     def run(self, metadata: dict) -> Graph:
         for node in self.graph.nodes:
-            if node.name in self.plan.curved:
-                continue  # the function that reads it ends it
+            if node.name in self.plan.curved | self.plan.lifted:
+                continue  # what reads it is its end
             take = _EMIT.get(node.op)
             if take is None:
                 raise IntqError(
@@ -118,8 +118,9 @@ class _Emitter:
         return self.add("requantize", name, [x], quant, source, {"low": low, "high": high}, constants)
 
 
-def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None):
-    """With ``function``: a linear layer that ends in its curve, and whose own quant is the curve's argument."""
+def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None, scaled: FloatNode | None = None):
+    """With ``function``: a linear layer that ends in its curve, and whose own quant is the curve's argument.
+    With ``scaled``: the affine that gives the curve's channels their own scales."""
     quant, weights = e.quants[node.name], e.plan.weights[node.name]
     order = channel_last(len(node.shape))
     wide = node.name in e.plan.wide_readers
@@ -151,10 +152,14 @@ def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None
         constants["residual_multiplier"] = multipliers[1]
     name, attrs = node.name, {}
     if function is not None:
-        name, argument, quant = function.name, quant, e.quants[function.name]
-        curve = curve_of(function, argument.interval, quant)
+        end = scaled or function
+        name, argument, quant = end.name, quant, e.quants[end.name]
+        curve = curve_of(function, argument.interval, quant, scaled)
         constants["curve"] = curve.coefficients
         attrs = {"drop": curve.drop, "function": function.attrs["function"]}
+        if scaled is not None:
+            constants["lift"] = torch.log2(scaled.parameters["scale"]).round().numpy().astype(np.int32)
+            attrs["level"] = (int(quant.zero_point) << curve.drop) + (1 << curve.drop >> 1)
     low, high = quant.limits(*(-math.inf, math.inf) if function is not None else (node.low, node.high))
     attrs |= {"low": low, "high": high}
     if node.op == "linear":
@@ -185,6 +190,10 @@ def _sum_of_three(e: _Emitter, node: FloatNode):
 
 
 def _affine(e: _Emitter, node: FloatNode):
+    if node.inputs[0] in e.plan.lifted:
+        nodes = {n.name: n for n in e.graph.nodes}
+        function = nodes[node.inputs[0]]
+        return _contraction(e, nodes[function.inputs[0]], function, node)
     has, quant = e.quants[node.inputs[0]], e.quants[node.name]
     value, order = e.at[node.inputs[0]]
     scale, shift = (node.parameters[k].double().numpy() for k in ("scale", "shift"))

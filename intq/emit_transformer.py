@@ -29,13 +29,15 @@ def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
     return {"low": low, "high": high}
 
 
-def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant) -> Curve:
-    """The polynomials of a function node on an interval, in the integers of its result."""
+def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant, scaled: FloatNode | None) -> Curve:
+    """The polynomials of a function node on an interval, in the integers of its result; for channels with a scale of
+    their own (``scaled``), without the zero point and the half, which come after that."""
 
     def function(x: np.ndarray) -> np.ndarray:
         return evaluate(node, torch.from_numpy(x).reshape(-1, 1)).reshape(x.shape).numpy()
 
-    return fit(function, *domain, quant.scale, quant.zero_point, quant.dtype)
+    zero_point = quant.zero_point if scaled is None else 0
+    return fit(function, *domain, quant.scale, zero_point, quant.dtype, half=scaled is None)
 
 
 def mask(e, node: FloatNode):

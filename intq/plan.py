@@ -71,8 +71,9 @@ class Weights:
 class Plan:
     """``quants``: of every value. ``narrow``: 8 bits for a wider value, where a reader takes 8 bits alone.
 
-    ``curved``: the linear layers that end in the curve of the function which alone reads them. ``wide_readers``: those
-    that take their input in 16 bits.
+    ``curved``: the linear layers that end in the curve of the function which alone reads them. ``lifted``: of those
+    functions, the ones that an affine alone reads, by powers of two: it is part of the curve too. ``wide_readers``: the
+    linear layers that take their input in 16 bits.
     """
 
     graph: FloatGraph
@@ -80,6 +81,7 @@ class Plan:
     narrow: Mapping[str, Quant]
     weights: Mapping[str, Weights]
     curved: frozenset[str] = frozenset()
+    lifted: frozenset[str] = frozenset()
     wide_readers: frozenset[str] = frozenset()
 
     def eight_bits(self, name: str) -> Quant:

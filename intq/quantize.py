@@ -24,7 +24,7 @@ from intq.simplify import prepend_affine, simplify
 from intq.tokens import sentences, spread_tokens, tokens_value
 from intq.transformer import with_ibert_functions
 from intq.value import Value
-from intq.widths import curve_argument, curve_arguments, wide_readers, wide_values
+from intq.widths import curve_argument, curve_arguments, lifted_functions, wide_readers, wide_values
 
 CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
@@ -33,6 +33,7 @@ WALK_TOKENS = 4096  # tokens of the same
 WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
 INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
 INT16_HEADROOM = 1.5
+FINE_BITS = 6  # that a curve's polynomials have below a step of 8 bits, about
 
 Progress = Callable[[str, int, int], None]
 
@@ -195,8 +196,12 @@ def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
 
 def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, pixels: bool, report: Progress) -> Plan:
     steps = 2 * len(batches)
+    if unknown := sorted(set(options.ranges) - {node.module for node in graph.nodes}):
+        raise IntqError(
+            f"ranges are given for {unknown[0]!r}, which no value of the network comes from; name its modules"
+        )
     limits = observe_limits(graph, batches, lambda done, total: report("calibrate", done, steps))
-    if options.equalize:
+    if options.equalize and not options.ranges:  # learned ranges are those of the channels as they are
         graph, limits = equalize_channels(graph, limits)
         graph, limits = migrate(graph, limits)
     histograms = observe_histograms(
@@ -253,9 +258,14 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
             narrow.update(dict.fromkeys(names, quant))
             quant = Quant("int16", INT16_HEADROOM * largest / 2**15, 0)
         quants.update(dict.fromkeys(names, quant))
+    lifted = lifted_functions(graph, curved, frozenset(wide))
+    for name in lifted:  # what the polynomials compute with, before the channel's scale and the rounding to 8 bits
+        quants[name] = Quant("int16", quants[users[name][0].name].scale / 2**FINE_BITS, 0)
     for name in curved:
-        quants[name] = curve_argument(users[name][0], histograms[name], quants[users[name][0].name])
-    return Plan(graph, quants, narrow, {}, curved, readers)
+        function = users[name][0]
+        result = quants[users[function.name][0].name if function.name in lifted else function.name]
+        quants[name] = curve_argument(function, histograms[name], result)
+    return Plan(graph, quants, narrow, {}, curved, lifted, readers)
 
 
 def affine_uint8(low: float, high: float) -> Quant:

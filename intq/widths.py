@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from intq.calibrate import Histogram
-from intq.curves import TOP
+from intq.curves import MAX_LIFT, TOP
 from intq.errors import IntqError
 from intq.floatgraph import FloatGraph, FloatNode, evaluate
 from intq.plan import ARGUMENT, CONTRACTIONS, Quant
@@ -57,6 +57,19 @@ def curve_arguments(graph: FloatGraph) -> frozenset[str]:
         alone = users[node.name][0] if len(users[node.name]) == 1 else None
         if node.op == "linear" and alone is not None and alone.op == "function" and node.name != graph.output:
             found.add(node.name)
+    return frozenset(found)
+
+
+def lifted_functions(graph: FloatGraph, curved: frozenset[str], wide: frozenset[str]) -> frozenset[str]:
+    """The functions at a linear layer's end whose channels an affine alone scales by powers of two, into 8 bits."""
+    users, found = graph.users(), set()
+    for node in graph.nodes:
+        after = users[node.name][0] if len(users[node.name]) == 1 else None
+        if node.op == "function" and node.inputs[0] in curved and after is not None and after.op == "affine":
+            lift = torch.log2(after.parameters["scale"].double())
+            powers = bool((lift == lift.round()).all()) and float(lift.min()) >= 0 and float(lift.max()) <= MAX_LIFT
+            if powers and not after.parameters["shift"].any() and after.name not in wide:
+                found.add(node.name)
     return frozenset(found)
 
 

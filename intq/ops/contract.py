@@ -70,7 +70,7 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
         expect("curve" in constants, "lift scales a curve's channels, and there is none")
         lift = constants["lift"]
         expect(lift.shape == shape[-1:], f"lift must hold one value per output channel, got shape {lift.shape}")
-        expect(0 <= lift.min() and lift.max() <= MAX_LIFT, f"lift must lie in [0, {MAX_LIFT}]")
+        expect(lift.min() >= 0 and lift.max() <= MAX_LIFT, f"lift must lie in [0, {MAX_LIFT}]")
     return shape
 
 
