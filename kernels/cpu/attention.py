@@ -9,7 +9,7 @@ A row's weights are bytes that the second product takes as they are; it is divid
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -17,28 +17,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.fixedpoint import reciprocal
-from intq.kernels.bodies import TvmDialect, Vector, low_words, reinterpret, splat, vector_type
+from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_type
 from intq.kernels.bodies import lanes as lanes_of
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.heads import ROWS, SCALARS, TILE, Heads, Layout
-from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, narrow, store, tables
-from intq.kernels.cpu.micro import amx_configure, amx_release
+from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
+from intq.kernels.cpu.micro import amx_configure, amx_instruction, amx_release, tile
 from intq.kernels.cpu.product import Matrix, multiply_add, product
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.shuffle import fold, shuffle, transpose
+from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
 from intq.ops.attention import ZERO_POINT, mean_of, share_of, weight_of
-
-
-class NarrowDialect(TvmDialect):
-    """For rescaled distances that are proven to lie in [0, 2**31): no 64-bit clamp, and none at zero."""
-
-    @staticmethod
-    def shift_right(x: Vector, shift) -> Vector:
-        if x.dtype == "int64":
-            x = low_words(TvmDialect.shift_right(x, shift))
-            return replace(x, parts=tuple(map(T.Bind, x.parts)))
-        return TvmDialect.shift_right(x, shift)
 
 
 class SumDialect(TvmDialect):
@@ -49,11 +39,13 @@ class SumDialect(TvmDialect):
         return TvmDialect.wide(reciprocal(TvmDialect, TvmDialect.narrow(d), bits))
 
 
-def attention(name: str, heads: Heads, attrs, narrow_scores: bool, base: int, inputs, output) -> tirx.PrimFunc:
+def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs, output) -> tirx.PrimFunc:
     """The kernel (q, k, v, [mask], scalars, curve, out). ``inputs``, ``output``: (shape, dtype).
 
-    ``narrow_scores``, ``base``: see :class:`intq.kernels.cpu.heads.Reach` and :class:`intq.kernels.pack.Rescale`.
+    ``arithmetic``: of :func:`intq.kernels.cpu.heads.arithmetic`; ``base``: see :class:`intq.kernels.pack.Rescale`.
     """
+    if arithmetic == "words" and heads.block.width != WIDTH:
+        arithmetic = "narrow"
     batch, tokens, _ = output[0]
     names = tuple(dict.fromkeys(d for d in (batch, tokens) if isinstance(d, str)))
 
@@ -64,24 +56,27 @@ def attention(name: str, heads: Heads, attrs, narrow_scores: bool, base: int, in
             _Writer(
                 heads,
                 attrs,
-                NarrowDialect if narrow_scores else TvmDialect,
+                _DIALECTS[arithmetic],
                 base,
                 i64(sizes.get(batch, batch)),
                 i64(sizes.get(tokens, tokens)),
                 {"q": q, "k": k, "v": v, "mask": mask[0] if mask else None, "out": out},
                 {key: T.Bind(scalars[i64(i)]) for i, key in enumerate(SCALARS)},
-                tables(curve, heads.isa),
+                word_tables(curve) if arithmetic == "words" else tables(curve, heads.isa),
             ).write()
 
     packed = [((len(SCALARS),), "int64"), ((CURVE * TABLE,), "int32")]
     return kernel(name, [*inputs, *packed, output], body, names)
 
 
+_DIALECTS = {"words": WordDialect, "narrow": NarrowDialect, "wide": TvmDialect}
+
+
 @dataclass(frozen=True)
 class _Scratch:
     """A thread's memory. What is packed of a head stays until the thread comes to the next one."""
 
-    packed: object  # (1,) the head
+    state: object  # (3,) the head that is packed; where it begins and the first query of the unit that waits
     keys: object  # tile by tile of 16 keys, all of depth
     values: object  # tile by tile of 16 channels, all keys
     penalties: object  # (keys,) what scores begin at, for the sample
@@ -121,9 +116,11 @@ class _Writer:
         return (self.tokens + (block - 1)) // block * block
 
     def write(self) -> None:
+        """Units of 16 queries. A unit is finished under the first product of the next, on which vectors wait."""
         heads, s, keys = self.heads, self.tokens, T.Bind(self.keys)
         with self._scratch() as memory:
-            T.buffer_store(memory.packed, i64(-1), [i64(0)])
+            for i in range(3):
+                T.buffer_store(memory.state, i64(-1), [i64(i)])
             for panel in (memory.queries, memory.panel):  # zeros stay behind the head's channels
                 with serial(ROWS * heads.depth) as i:
                     T.buffer_store(panel, tirx.const(0, str(panel.dtype)), [i])
@@ -132,34 +129,37 @@ class _Writer:
                 head, row = T.Bind(unit // blocks), T.Bind(unit % blocks * ROWS)
                 sample = T.Bind(head // heads.count)
                 origin = T.Bind(sample * s * heads.channels + head % heads.count * heads.size)
-                with T.If(memory.packed[i64(0)] != head), T.Then():
-                    with T.If(memory.packed[i64(0)] // heads.count != sample), T.Then():
+                with T.If(memory.state[i64(0)] != head), T.Then():
+                    with T.If(memory.state[i64(0)] // heads.count != sample), T.Then():
                         self._penalties(memory, sample, keys)
                     self._pack_keys(memory, origin, keys)
                     self._pack_values(memory, origin, keys)
-                    T.buffer_store(memory.packed, head, [i64(0)])
                 self._copy_rows(memory.queries, "q", origin, row)
                 self._scores(memory, keys)
+                self._finish(memory)
+                self._maxima(memory, keys)
                 self._weights(memory, keys)
                 weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
                 sums = Matrix(memory.sums, i64(0), heads.columns)
                 product(heads.isa.name, weights, values, heads.columns // TILE, sums)
-                self._finish(memory, origin, row)
+                for i, value in enumerate((head, origin, row)):
+                    T.buffer_store(memory.state, value, [i64(i)])
+            self._finish(memory)
 
     @contextmanager
     def _scratch(self):
         heads, layout, keys = self.heads, self.layout, self.heads.keys
         sizes = {
-            "packed": (1, "int64"),
+            "state": (3, "int64"),
             "keys": (keys * heads.depth, layout.right),
             "values": (keys * heads.columns, layout.right),
             "penalties": (keys, "int32"),
             "alive": (keys, layout.left),
             "queries": (ROWS * heads.depth, layout.left),
             "panel": (ROWS * heads.depth, layout.right),
-            "scores": (ROWS * keys + 1, "int32"),  # odd lanes are read as even ones, one place on
+            "scores": (ROWS * keys + 1, "int32"),  # odd lanes are read as even ones, one place on; so are those of sums
             "weights": (ROWS * keys, layout.left),
-            "sums": (ROWS * heads.columns, "int32"),
+            "sums": (ROWS * heads.columns + 1, "int32"),
             "lines": (ROWS * layout.lanes, "int32"),
             "rows": (ROWS, "int64"),
         }
@@ -261,7 +261,7 @@ class _Writer:
     # ---- 16 queries --------------------------------------------------------------------------------------------
 
     def _scores(self, memory, keys) -> None:
-        heads, lanes, width = self.heads, self.layout.lanes, self.layout.block
+        heads, width = self.heads, self.layout.block
         with serial(keys // width) as b:
             a, k = (
                 Matrix(memory.queries, i64(0), heads.depth),
@@ -269,6 +269,10 @@ class _Writer:
             )
             out, first = Matrix(memory.scores, b * width, keys), Matrix(memory.first, b * width, 0)
             product(heads.isa.name, a, k, width // TILE, out, first)
+
+    def _maxima(self, memory, keys) -> None:
+        """The offset of a row's rescale, from its maximum."""
+        lanes, width = self.layout.lanes, self.layout.block
         best, all_lanes = local(lanes, "int32"), ramp(0, lanes)
         with serial(ROWS) as r:
             T.buffer_store(best, memory.scores[ramp(r * keys, lanes)], [all_lanes])
@@ -282,7 +286,7 @@ class _Writer:
             T.buffer_store(memory.rows, top.astype(vector_type("int64", lanes)) * multiplier + offset, [ramp(r, lanes)])
 
     def _weights(self, memory, keys) -> None:
-        """The weights of all scores, then of each row the share that goes to a unit of weight."""
+        """The weights of all scores, and partial sums of each row's."""
         layout, run, attrs = self.layout, self.heads.block, self.attrs
         lanes, width = layout.lanes, layout.lanes * layout.pair
         total, all_lanes = local(lanes, "int32"), ramp(0, lanes)
@@ -302,28 +306,41 @@ class _Writer:
                 at = T.Bind(r * keys + b * run.width)
                 weight = weight_of(self.score_dialect, _read_twice(memory.scores, at, run), constants, attrs)
                 alive = memory.alive[ramp(b * run.width, run.width)]
-                T.buffer_store(memory.weights, narrow(weight, layout.left, run)[0] & alive, [ramp(at, run.width)])
+                whole = weight.bytes() if isinstance(weight, Words) else narrow(weight, layout.left, run)[0]
+                T.buffer_store(memory.weights, whole & alive, [ramp(at, run.width)])
                 for i in range(0, run.width, width):
                     more = memory.weights[ramp(at + i, width)]
                     ones = splat(1, layout.right, width)
                     T.buffer_store(total, multiply_add(layout, total[all_lanes], more, ones), [all_lanes])
             T.buffer_store(memory.lines, total[all_lanes], [ramp(r * lanes, lanes)])
+            if self.heads.isa.name == "amx":  # which sleeps after 400 ns, and then takes 300 to wake
+                amx_instruction("tdpbusd", tile(5), tile(4), tile(6))
+
+    def _finish(self, memory) -> None:
+        """Divide the unit that waits by its sums of weights, and store it."""
+        with T.If(memory.state[i64(0)] >= 0), T.Then():
+            origin, row = T.Bind(memory.state[i64(1)]), T.Bind(memory.state[i64(2)])
+            self._shares(memory)
+            with serial(tirx.min(i64(ROWS), self.tokens - row)) as r:
+                at = T.Bind(origin + (row + r) * self.heads.channels)
+                self._finish_row(memory, r, at)
+
+    def _shares(self, memory) -> None:
+        """Of each row, the multiplier of its products."""
+        lanes = self.layout.lanes
         for r in range(0, ROWS, lanes):
             totals = fold([memory.lines[ramp((r + i) * lanes, lanes)] for i in range(lanes)], lambda a, b: a + b)
             multiplier = Vector((splat(self.scalar["multiplier"], "int64", lanes),), "int64")
-            share = share_of(SumDialect, Vector((totals,), "int32"), {"multiplier": multiplier}, attrs)
+            share = share_of(SumDialect, Vector((totals,), "int32"), {"multiplier": multiplier}, self.attrs)
             T.buffer_store(memory.rows, TvmDialect.wide(share).parts[0], [ramp(r, lanes)])
 
-    def _finish(self, memory, origin, row) -> None:
-        heads = self.heads
-        with serial(tirx.min(i64(ROWS), self.tokens - row)) as r:
-            at = T.Bind(origin + (row + r) * heads.channels)
-            scalars = {"share": T.Bind(memory.rows[r]), "offset": self.scalar["offset"], "shift": self.scalar["shift"]}
-            for run in heads.runs:
-                constants = uniform(scalars, run, self.base)
-                products = accumulated(memory.sums, r * heads.columns + run.start, run)
-                mean = mean_of(TvmDialect, products, constants["share"], constants, self.attrs)
-                store(self.buffers["out"], T.Bind(at + run.start), mean, run)
+    def _finish_row(self, memory, r, at) -> None:
+        scalars = {"share": T.Bind(memory.rows[r]), "offset": self.scalar["offset"], "shift": self.scalar["shift"]}
+        for run in self.heads.runs:
+            constants = uniform(scalars, run, self.base)
+            products = _read_twice(memory.sums, r * self.heads.columns + run.start, run)
+            mean = mean_of(TvmDialect, products, constants["share"], constants, self.attrs)
+            store(self.buffers["out"], T.Bind(at + run.start), mean, run)
 
 
 def _operand(x, dtype: str):
@@ -368,11 +385,11 @@ def _halves(count: int, half: int, lane: int) -> np.ndarray:
     return np.stack([taken, taken + count], axis=1).ravel()
 
 
-def _read_twice(scores, at, run: Run) -> Vector:
-    """Scores as (even, odd) pairs in memory: the odd ones are even one place on, which costs a load but no shift."""
+def _read_twice(sums, at, run: Run) -> Vector:
+    """int32 sums as (even, odd) pairs: the odd ones are even one place on, which costs a load but no shift."""
     if not run.quad:
-        return Vector((scores[ramp(at, run.width)],), "int32")
+        return Vector((sums[ramp(at, run.width)],), "int32")
     lanes, parts = run.part_lanes, []
     for i in range(run.parts):
-        parts += [reinterpret(scores[ramp(at + i * lanes + odd, lanes)], f"int64x{lanes // 2}") for odd in range(2)]
+        parts += [reinterpret(sums[ramp(at + i * lanes + odd, lanes)], f"int64x{lanes // 2}") for odd in range(2)]
     return Vector(tuple(parts), "int64", True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intq.curves import TOP
+from intq.curves import PLACE_BITS, TOP
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS, Isa
 from intq.kernels.cpu.runs import Run, runs
@@ -126,6 +126,22 @@ def reach_of(node: Node) -> Reach:
     beyond = masked + span
     largest = ((beyond + span) * multiplier + offset) >> shift
     return Reach(masked, beyond, multiplier > 0 and offset >= 0 and largest < 2**31)
+
+
+def arithmetic(node: Node) -> str:
+    """How weights are computed: "words" (a distance as int32, its curve as int16), "narrow" (as int32) or "wide"."""
+    if not reach_of(node).narrow:
+        return "wide"
+    return "words" if words_suffice(node.constants["curve"]) else "narrow"
+
+
+def words_suffice(coefficients: np.ndarray) -> bool:
+    """Whether nothing that :func:`intq.curves.curve` computes leaves int16, and doubled factors neither."""
+    c0, c1, c2 = coefficients.astype(np.int64)[:, :, None]
+    t = np.arange(1 << PLACE_BITS)
+    slope = ((c2 * t) >> PLACE_BITS) + c1
+    y = ((slope * t) >> PLACE_BITS) + c0
+    return all(x.min() >= -(2**15) and x.max() < 2**15 for x in (c0, c1, 2 * c2, 2 * slope, y))
 
 
 def scalars(node: Node, base: int) -> np.ndarray:
