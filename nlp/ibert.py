@@ -13,19 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Where I-BERT's QuantAct observes: the module of RoBERTa whose own value that is. A sum of a branch and its residual
-# is the value that `attention.output` and `output` compute themselves, the context that of `attention.self`.
-# embeddings_act1 is missing: it observes two different sums, and the tables bound the last one exactly.
+# Where I-BERT's QuantAct observes a value of 8 bits: the module of RoBERTa whose own value that is (the context is that
+# of `attention.self`). Not here are sums of a branch and its residual: of 22 bits there, they were never clipped.
 _OBSERVED = {
     "embeddings.output_activation": "embeddings.LayerNorm",
     "attention.self.query_activation": "attention.self.query",
     "attention.self.key_activation": "attention.self.key",
     "attention.self.value_activation": "attention.self.value",
     "attention.self.output_activation": "attention.self",
-    "attention.output.ln_input_act": "attention.output",
     "attention.output.output_activation": "attention.output.LayerNorm",
     "intermediate.output_activation": "intermediate.intermediate_act_fn",
-    "output.ln_input_act": "output",
     "output.output_activation": "output.LayerNorm",
 }
 _UNTRAINED = 1e-5  # the bounds -1e-5 and 1e-5 that a QuantAct starts from

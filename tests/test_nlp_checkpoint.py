@@ -146,7 +146,7 @@ def test_ibert_learned_ranges(tmp_path):
     loaded = checkpoint.load(tmp_path)
     assert loaded.functions == "ibert"
     state, modules = model.state_dict(), dict(loaded.model.named_modules())
-    assert len(loaded.ranges) == 1 + 2 * 9 and set(loaded.ranges) <= set(modules)
+    assert len(loaded.ranges) == 1 + 2 * 7 and set(loaded.ranges) <= set(modules)
     query = "encoder.layer.1.attention.self.query"
     learned = tuple(float(state[f"ibert.{query}_activation.{bound}"]) for bound in ("x_min", "x_max"))
     assert loaded.ranges[f"model.roberta.{query}"] == learned
@@ -184,6 +184,8 @@ def test_ibert_in_integers_is_as_near_as_its_own_simulation(tmp_path):
     real = loaded.model(ids).numpy()
     simulated = model(input_ids=ids, attention_mask=(ids != 1).long()).logits.detach().numpy()
     answer = graph.values[graph.outputs[0]].scale * scores
+    with pytest.raises(IntqError, match=r"ranges are given for 'model\.nowhere', which no value"):
+        quantize(loaded.model, batches[:1], ranges={"model.nowhere": (0.0, 1.0)})
     assert decibel(np.square(real).mean(), np.square(answer - real).mean()) > 25
     assert decibel(np.square(real).mean(), np.square(answer - simulated).mean()) > 22
 
