@@ -245,7 +245,7 @@ def evaluate(
     open_network = functools.partial(network_of, labels=labels, truncate=truncate, threads=threads)
     measure_one = functools.partial(measured, data=data, limit=limit, batch=batch)
     arithmetic = "floating point" if network.startswith("float:") else "integers"
-    if task == "glue":
+    if task and task.lower() == "glue":
         value = glue(network, beside, open_network, measure_one)
         return Answer(value, show.glue(value, arithmetic))
     found = open_network(network, task)

@@ -89,10 +89,13 @@ def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[di
 
 def _texts(inputs: Iterable[str]) -> Iterable[list[str]]:
     for text in inputs:
-        if text == "-":
-            yield from (line.rstrip("\r\n").split("\t", 1) for line in sys.stdin)
-        else:
+        if text != "-":
             yield [text]
+            continue
+        try:
+            yield from (line.rstrip("\r\n").split("\t", 1) for line in sys.stdin)
+        except UnicodeDecodeError as error:
+            raise IntqError(f"standard input is not {error.encoding} text ({error.reason}): convert it") from None
 
 
 def _paired(texts: list[list[str]], pair: Sequence[str]) -> list[dict[str, str]]:

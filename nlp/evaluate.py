@@ -92,6 +92,8 @@ def evaluate(
 
 def _classification(answer, reader: Reader, examples: Examples, labels: Sequence[str], wanted: Sequence[str]):
     """The best class; of equal scores the lower one. F1's class 1 is the data's, whatever its number in the network."""
+    if examples.classes and not 0 <= min(examples.labels) <= max(examples.labels) < len(examples.classes):
+        raise IntqError(f"{examples.name}: some labels are none of {said(examples.classes)}: is this a test set?")
     values = [examples.classes[v] if examples.classes else str(v).strip() for v in examples.labels]
     names = list(examples.classes) or sorted(set(values))
     order = class_order(names, labels, examples.name, examples.numbered)

@@ -11,10 +11,12 @@ import pytest
 from test_cli import answer, complaint, invoke
 from text_models import save_tiny
 from texts import A, B, write, write_glue
+from typer.testing import CliRunner
 
 import intq
 from intq import artifact, networks
 from intq.backends import reference
+from intq.cli import app
 from intq.nlp import domain
 from intq.nlp.answers import answer as best
 from intq.nlp.tasks import TASKS
@@ -102,9 +104,11 @@ def test_compile_elsewhere_takes_the_tokenizer_along(net, tmp_path):
     assert answer("run", tmp_path / "compiled", A) == answer("run", net, A)
 
 
-def test_run_on_pairs_lines_and_for_people(net, interpreted, monkeypatch):
+def test_run_on_pairs_lines_and_for_people(net, interpreted):
     (row,) = answer("run", net, A, "--pair", B)
     assert row["pair"] == B and row["top"] != answer("run", net, A)[0]["top"]
+    lines = CliRunner().invoke(app, ["run", str(net), "-", "--json"], input=f"{A}\t{B}\n")
+    assert json.loads(lines.stdout) == [row]
     people = invoke("run", net, A, B, "--top", 1)
     assert A in people.stdout and "TIVE" in people.stdout
 

@@ -1,6 +1,7 @@
 """From examples to metrics and from texts to answers, for every head, with a network's stand-in."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from texts import A, B, metadata, stand_in, tiny_reader, write, write_glue
 
 from intq.errors import IntqError
 from intq.nlp import answers, domain
+from intq.nlp.data import held_out
+from intq.nlp.evaluate import evaluate as judged
 from intq.nlp.evaluate import scores
 from intq.nlp.tasks import TASKS
 
@@ -228,6 +231,20 @@ def test_lines_of_standard_input(monkeypatch):
 def test_texts_that_have_no_answer(head, texts, pair, word):
     with pytest.raises(IntqError, match=word):
         run(head, *texts, pair=pair)
+
+
+def test_a_test_set_without_labels_is_refused(glue):
+    examples = replace(held_out(TASKS["sst2"], glue)[""], labels=[-1, -1, -1])
+    with pytest.raises(IntqError, match="test set"):
+        judged(stand_in(2), tiny_reader(), metadata("classification", ("neg", "pos")), examples)
+    with pytest.raises(IntqError, match="no labels"):
+        judged(stand_in(2), tiny_reader(), metadata("classification", ("neg", "pos")), replace(examples, labels=None))
+
+
+def test_standard_input_that_is_not_text(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(IntqError, match="not utf-8 text"):
+        run("classification", "-")
 
 
 def test_standard_input_of_nothing_and_of_some_pairs(monkeypatch):
