@@ -1,7 +1,9 @@
 """Integer networks on disk: ``graph.json`` (readable) and ``weights.safetensors``, versioned and hashed, no pickle.
 
 graph.json holds the inputs, nodes and metadata, the SHA-256 of the weights file, and the SHA-256 of its own other
-fields, so that a truncated or edited artifact is refused rather than run. Constants are named ``node/constant``.
+fields, so that a truncated or edited artifact is refused rather than run. Constants are named ``node/constant``, and
+are stored in the narrowest integers that hold them (shifts take a byte); :data:`intq.graph.CONSTANT_DTYPES` says what
+they are in memory.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from intq.errors import IntqError
-from intq.graph import Graph, Node
+from intq.graph import CONSTANT_DTYPES, Graph, Node
 from intq.value import Value
 
-FORMAT, VERSION = "intq", 1
+FORMAT, VERSION = "intq", 2
 GRAPH_FILE, WEIGHTS_FILE = "graph.json", "weights.safetensors"
 
 
@@ -72,11 +74,27 @@ def save(graph: Graph, folder: str | Path, overwrite: bool = False) -> None:
 def write(graph: Graph, folder: Path) -> None:
     """Write graph.json and weights.safetensors into an existing folder."""
     # Not ascontiguousarray, which makes a vector of a single number.
-    constants = {f"{n.name}/{k}": np.asarray(v, order="C") for n in graph.nodes for k, v in n.constants.items()}
+    constants = {f"{n.name}/{k}": _stored(k, v) for n in graph.nodes for k, v in n.constants.items()}
     save_file(constants, folder / WEIGHTS_FILE)
     document = to_document(graph) | {"weights_sha256": _file_digest(folder / WEIGHTS_FILE)}
     document["sha256"] = _document_digest(document)
     (folder / GRAPH_FILE).write_text(_pretty(document), encoding="utf-8")
+
+
+def _stored(key: str, array: np.ndarray) -> np.ndarray:
+    """A constant in the narrowest signed integers, where its kind has one type alone to be restored to."""
+    if len(CONSTANT_DTYPES[key]) == 1 and array.size:
+        low, high = int(array.min()), int(array.max())
+        narrow = next(
+            t for t in ("int8", "int16", "int32", "int64") if np.iinfo(t).min <= low <= high <= np.iinfo(t).max
+        )
+        array = array.astype(narrow)
+    return np.asarray(array, order="C")  # ascontiguousarray would make a vector of a single number
+
+
+def _restored(key: str, array: np.ndarray) -> np.ndarray:
+    types = CONSTANT_DTYPES.get(key, ())
+    return array.astype(types[0]) if len(types) == 1 and array.dtype.kind == "i" else array
 
 
 def load(folder: str | Path) -> Graph:
@@ -142,7 +160,7 @@ def _from_document(document: dict[str, Any], constants: dict[str, np.ndarray]) -
             tuple(n["inputs"]),
             _value(n["output"]),
             {k: _frozen(v) for k, v in n["attrs"].items()},
-            {k: constants[f"{n['output']['name']}/{k}"] for k in n["constants"]},
+            {k: _restored(k, constants[f"{n['output']['name']}/{k}"]) for k in n["constants"]},
             n["source"],
         )
         for n in document["nodes"]
