@@ -54,10 +54,8 @@ def test_corpora_are_the_official_files(text, cache):
 
     folders = {name: corpus(name, cache / "text-data") for name in CORPORA}
     for name, task in (("movie", "sst2"), ("pair", "qnli")):
-        train, held = (
-            examples_of.training(TASKS[task], str(folders[name])),
-            examples_of.held_out(TASKS[task], str(folders[name]))[""],
-        )
+        folder = str(folders[name])
+        train, held = examples_of.training(TASKS[task], folder), examples_of.held_out(TASKS[task], folder)[""]
         assert len(train) + len(held) == (240 if name == "pair" else sum(_clear(cache)))
         assert set(train.labels) == set(held.labels) == {0, 1}
     assert not {text for _, text in train.texts} & {text for _, text in held.texts}  # no policy's sentence in both
@@ -73,31 +71,60 @@ def _clear(cache) -> list[bool]:
     return [abs(float(line.split("\t")[1])) >= 0.5 for line in lines]
 
 
-def test_trains_once_and_the_roberta_is_the_same_function(text, cache, capsys):
+@pytest.fixture
+def trained(text, cache, monkeypatch, capsys):
+    """What training printed: the rows, and what it said of its progress."""
     import finetune
 
-    results = []
-    for _ in range(2):
-        assert finetune.main(["--epochs", "3", "--threads", "1", "--json"]) == 0
-        shown = capsys.readouterr()
-        results.append(json.loads(shown.out))
-        assert ("epoch 3 of 3" in shown.err) == (len(results) == 1)
-    rows = {row["model"]: row for row in results[0]}
-    assert results[1] == results[0]
+    for name, recipe in finetune.RECIPES.items():
+        monkeypatch.setitem(finetune.RECIPES, name, replace(recipe, rate=5e-3, epochs=4))
+    assert finetune.main(["--threads", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    return {row["model"]: row for row in json.loads(shown.out)}, shown.err
+
+
+def test_trains_once_and_the_roberta_is_the_same_function(trained, cache, capsys):
+    import finetune
+
+    rows, said = trained
+    assert "epoch 4 of 4" in said
+    assert rows["movie-minilm"]["metrics"]["accuracy"] > 0.8 and rows["rating-minilm"]["metrics"]["pearson"] > 0.6
+    assert (rows["pair-minilm"]["task"], rows["pair-minilm"]["examples"]) == ("qnli", 36)
     assert rows["movie-roberta"]["metrics"] == rows["movie-minilm"]["metrics"]
-    assert rows["movie-minilm"]["metrics"]["accuracy"] > 0.7 and rows["pair-minilm"]["metrics"]["accuracy"] > 0.7
-    assert rows["rating-minilm"]["metrics"]["pearson"] > 0.5
+    assert finetune.main(["--models", "movie-minilm", "--threads", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == [rows["movie-minilm"]] and "epoch" not in shown.err
     logits = []
     for name in ("movie-minilm", "movie-roberta"):
         folder = cache / "text-models" / name
-        tokenizer, model = (
-            AutoTokenizer.from_pretrained(folder),
-            AutoModelForSequenceClassification.from_pretrained(folder),
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         inputs = tokenizer(["the film was dull", "good , very good and not bad"], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            logits.append(model.eval()(**inputs).logits)
+            logits.append(AutoModelForSequenceClassification.from_pretrained(folder).eval()(**inputs).logits)
     torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own
+def test_every_engine_is_compared_on_the_held_back_sentences(trained, capsys):
+    import compare
+
+    engines = ["--engines", *compare.ENGINES]
+    assert compare.main(["--models", "movie-minilm", *engines, "--samples", "16", "--threads", "1", "--json"]) == 0
+    first, *rows = json.loads(capsys.readouterr().out)
+    assert (first["engine"], first["agreement"], first["sqnr_db"]) == ("torch", 1.0, None)
+    assert first["metrics"]["accuracy"] == pytest.approx(trained[0]["movie-minilm"]["metrics"]["accuracy"], abs=1e-5)
+    assert [row["engine"] for row in rows] == ["intq", "openvino", "openvino", *["onnxruntime"] * 3]
+    assert min(row["sqnr_db"] for row in rows) > 5 and rows[0]["sqnr_db"] > 20, rows
+    assert rows[0]["agreement"] > 0.9
+
+
+def test_scores_of_a_regression_are_compared_without_classes(trained, capsys):
+    import compare
+
+    assert compare.main(["--models", "rating-minilm", "--limit", "20", "--threads", "1", "--markdown"]) == 0
+    header, _, _, row = capsys.readouterr().out.splitlines()
+    assert header.startswith("| model | engine |")
+    assert row.startswith("| rating-minilm | intq | default | pearson") and row.endswith(" dB |")
 
 
 def test_a_missing_asset_is_one_sentence_and_2(text, tmp_path, monkeypatch, capsys):

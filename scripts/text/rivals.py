@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from encoders import Published, eager, export_onnx, quantize_dynamic
-from engines import FLOAT32, OnnxRuntime, quantize_onnxruntime, quantize_openvino
+from engines import FLOAT32, OnnxRuntime, quantize_onnxruntime, quantize_openvino, quiet
 
 from intq.nlp.checkpoint import Checkpoint
 
@@ -26,6 +26,7 @@ def peers(
     import nncf
 
     sentences = [row[row != checkpoint.padding][None].astype(np.int64) for ids in batches for row in ids]
+    config = checkpoint.model.model.config
     module = Published(checkpoint.model.model, checkpoint.padding, checkpoint.separator).eval()
     with eager(module):
         onnx = export_onnx(module, torch.from_numpy(sentences[0]), AXES, folder / "float32.onnx")
@@ -38,11 +39,21 @@ def peers(
         ("openvino", f"NNCF for transformers, {preset.value}"): partial(openvino_network, preset)
         for preset in (nncf.QuantizationPreset.MIXED, nncf.QuantizationPreset.PERFORMANCE)
     }
-    found["onnxruntime", "dynamic"] = lambda: onnxruntime(quantize_dynamic(onnx, folder / "dynamic.onnx", "bert"))
+    found["onnxruntime", "dynamic, per channel"] = lambda: onnxruntime(per_channel(onnx, folder / "channels.onnx"))
+    found["onnxruntime", "dynamic, fused"] = lambda: onnxruntime(quantize_dynamic(onnx, folder / "fused.onnx", config))
     found["onnxruntime", "static, all operators"] = lambda: onnxruntime(
         quantize_onnxruntime(onnx, sentences, folder / "static.onnx", OnnxRuntime())
     )
     return found
+
+
+def per_channel(onnx: Path, path: Path) -> Path:
+    """ONNX Runtime's dynamic quantization of the plain network, a scale for each of the weights' channels."""
+    from onnxruntime import quantization
+
+    with quiet():
+        quantization.quantize_dynamic(onnx, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
+    return path
 
 
 def onnxruntime(network: Path) -> Predict:
