@@ -21,7 +21,7 @@ from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_t
 from intq.kernels.bodies import lanes as lanes_of
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.constants import uniform
-from intq.kernels.cpu.heads import ROWS, SCALARS, TILE, Heads, Layout
+from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
 from intq.kernels.cpu.micro import amx_configure, amx_instruction, amx_release, tile
 from intq.kernels.cpu.product import Matrix, multiply_add, product
@@ -84,10 +84,11 @@ class _Scratch:
     alive: object  # (keys,) all ones where there is a key, in the order of weights
     queries: object  # (16, depth)
     panel: object  # (16, depth) of keys
-    scores: object  # (16, keys)
+    scores: object  # (16, pitch)
     weights: object  # (16, keys)
     sums: object  # (16, columns) of the second product
-    lines: object  # (16, lanes) partial maxima, then partial sums of weights
+    maxima: object  # (16, lanes)
+    totals: object  # (16, lanes) of weights
     rows: object  # (16,) the offset of the scores' rescale, then the share
 
 
@@ -135,10 +136,7 @@ class _Writer:
                     self._pack_keys(memory, origin, keys)
                     self._pack_values(memory, origin, keys)
                 self._copy_rows(memory.queries, "q", origin, row)
-                self._scores(memory, keys)
-                self._finish(memory)
-                self._maxima(memory, keys)
-                self._weights(memory, keys)
+                self._scores_to_weights(memory, keys)
                 weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
                 sums = Matrix(memory.sums, i64(0), heads.columns)
                 product(heads.isa.name, weights, values, heads.columns // TILE, sums)
@@ -157,10 +155,14 @@ class _Writer:
             "alive": (keys, layout.left),
             "queries": (ROWS * heads.depth, layout.left),
             "panel": (ROWS * heads.depth, layout.right),
-            "scores": (ROWS * keys + 1, "int32"),  # odd lanes are read as even ones, one place on; so are those of sums
+            "scores": (
+                ROWS * heads.pitch + 1,
+                "int32",
+            ),  # odd lanes are read as even ones, one place on; so are those of sums
             "weights": (ROWS * keys, layout.left),
             "sums": (ROWS * heads.columns + 1, "int32"),
-            "lines": (ROWS * layout.lanes, "int32"),
+            "maxima": (ROWS * layout.lanes, "int32"),
+            "totals": (ROWS * layout.lanes, "int32"),
             "rows": (ROWS, "int64"),
         }
         if layout.corrected:
@@ -260,61 +262,92 @@ class _Writer:
 
     # ---- 16 queries --------------------------------------------------------------------------------------------
 
-    def _scores(self, memory, keys) -> None:
-        heads, width = self.heads, self.layout.block
-        with serial(keys // width) as b:
-            a, k = (
-                Matrix(memory.queries, i64(0), heads.depth),
-                Matrix(memory.keys, b * (width * heads.depth), heads.depth),
-            )
-            out, first = Matrix(memory.scores, b * width, keys), Matrix(memory.first, b * width, 0)
-            product(heads.isa.name, a, k, width // TILE, out, first)
+    def _scores_to_weights(self, memory, keys) -> None:
+        """Once over the keys for the rows' maxima, from the last block to the first, and once more for the weights.
 
-    def _maxima(self, memory, keys) -> None:
-        """The offset of a row's rescale, from its maximum."""
-        lanes, width = self.layout.lanes, self.layout.block
-        best, all_lanes = local(lanes, "int32"), ramp(0, lanes)
+        The scores of as many blocks stay as the first cache has room for beside keys and values; where the product is
+        cheap, those of the others are taken again, each in the place of one that has become weights.
+        """
+        slots, blocks = self.heads.slots, T.Bind(keys // self.layout.block)
+        self._fill(memory.maxima, np.iinfo(np.int32).min)
+        with serial(blocks) as i:
+            self._scores(memory, blocks - 1 - i)
+            with T.If(i > 0), T.Then():  # of the block before: the one just written is still on its way to memory
+                self._maxima(memory, blocks - i)
+        self._finish(memory)
+        self._maxima(memory, i64(0))
+        self._offsets(memory)
+        self._fill(memory.totals, 0)
+        with serial(blocks) as block:
+            self._weights(memory, block, keys)
+            if self.heads.isa.name != "amx":
+                return
+            with T.If(block + slots < blocks):
+                with T.Then():
+                    self._scores(memory, block + slots)
+                with T.Else():  # the tile unit sleeps after 400 ns without a product, and takes 300 to wake
+                    amx_instruction("tdpbusd", tile(5), tile(4), tile(6))
+
+    def _fill(self, lines, value: int) -> None:
+        width = self.layout.lanes
         with serial(ROWS) as r:
-            T.buffer_store(best, memory.scores[ramp(r * keys, lanes)], [all_lanes])
-            with serial(keys // width) as b:
-                several = [memory.scores[ramp(r * keys + b * width + i, lanes)] for i in range(0, width, lanes)]
-                T.buffer_store(best, reduce(tirx.max, several, best[all_lanes]), [all_lanes])
-            T.buffer_store(memory.lines, best[all_lanes], [ramp(r * lanes, lanes)])
+            T.buffer_store(lines, splat(value, "int32", width), [ramp(r * width, width)])
+
+    def _slot(self, block):
+        """Where the scores of a block begin in each of their rows."""
+        held = block & (SLOTS - 1) if self.heads.slots == SLOTS else block  # (TVM gets % of a sum wrong)
+        return held * self.layout.block
+
+    def _scores(self, memory, block) -> None:
+        heads, width = self.heads, self.layout.block
+        a = Matrix(memory.queries, i64(0), heads.depth)
+        b = Matrix(memory.keys, block * (width * heads.depth), heads.depth)
+        first, out = Matrix(memory.first, block * width, 0), Matrix(memory.scores, self._slot(block), heads.pitch)
+        product(heads.isa.name, a, b, width // TILE, out, first)
+
+    def _maxima(self, memory, block) -> None:
+        """Of each row, a maximum in every lane."""
+        lanes = self.layout.lanes
+        at = T.Bind(self._slot(block))
+        with serial(ROWS) as r:
+            line = ramp(r * lanes, lanes)
+            scores = [
+                memory.scores[ramp(at + r * self.heads.pitch + i, lanes)] for i in range(0, self.layout.block, lanes)
+            ]
+            T.buffer_store(memory.maxima, reduce(tirx.max, scores, memory.maxima[line]), [line])
+
+    def _offsets(self, memory) -> None:
+        """The offset of each row's rescale, from its maximum."""
+        lanes = self.layout.lanes
         for r in range(0, ROWS, lanes):
-            top = fold([memory.lines[ramp((r + i) * lanes, lanes)] for i in range(lanes)], tirx.max)
+            top = fold([memory.maxima[ramp((r + i) * lanes, lanes)] for i in range(lanes)], tirx.max)
             multiplier, offset = (splat(self.scalar[f"score_{x}"], "int64", lanes) for x in ("multiplier", "offset"))
             T.buffer_store(memory.rows, top.astype(vector_type("int64", lanes)) * multiplier + offset, [ramp(r, lanes)])
 
-    def _weights(self, memory, keys) -> None:
-        """The weights of all scores, and partial sums of each row's."""
-        layout, run, attrs = self.layout, self.heads.block, self.attrs
-        lanes, width = layout.lanes, layout.lanes * layout.pair
-        total, all_lanes = local(lanes, "int32"), ramp(0, lanes)
+    def _weights(self, memory, block, keys) -> None:
+        """The weights of a block, and their sums in every lane."""
+        layout, run = self.layout, self.heads.block
+        width = layout.lanes * layout.pair
+        slot, minus = T.Bind(self._slot(block)), T.Bind(0 - self.scalar["score_multiplier"])
+        alive = T.Bind(memory.alive[ramp(block * run.width, run.width)])
         with serial(ROWS) as r:
-            constants = uniform(
-                {
-                    "score_multiplier": T.Bind(0 - self.scalar["score_multiplier"]),
-                    "score_offset": T.Bind(memory.rows[r]),
-                    "shift": self.scalar["score_shift"],
-                },
-                run,
-                0,
-            )
+            scalars = {
+                "score_multiplier": minus,
+                "score_offset": T.Bind(memory.rows[r]),
+                "shift": self.scalar["score_shift"],
+            }
+            constants = uniform(scalars, run, 0)
             constants |= {"score_shift": constants["shift"], "curve": self.curve}
-            T.buffer_store(total, splat(0, "int32", lanes), [all_lanes])
-            with serial(keys // run.width) as b:
-                at = T.Bind(r * keys + b * run.width)
-                weight = weight_of(self.score_dialect, _read_twice(memory.scores, at, run), constants, attrs)
-                alive = memory.alive[ramp(b * run.width, run.width)]
-                whole = weight.bytes() if isinstance(weight, Words) else narrow(weight, layout.left, run)[0]
-                T.buffer_store(memory.weights, whole & alive, [ramp(at, run.width)])
-                for i in range(0, run.width, width):
-                    more = memory.weights[ramp(at + i, width)]
-                    ones = splat(1, layout.right, width)
-                    T.buffer_store(total, multiply_add(layout, total[all_lanes], more, ones), [all_lanes])
-            T.buffer_store(memory.lines, total[all_lanes], [ramp(r * lanes, lanes)])
-            if self.heads.isa.name == "amx":  # which sleeps after 400 ns, and then takes 300 to wake
-                amx_instruction("tdpbusd", tile(5), tile(4), tile(6))
+            scores = _read_twice(memory.scores, slot + r * self.heads.pitch, run)
+            weight = weight_of(self.score_dialect, scores, constants, self.attrs)
+            whole = weight.bytes() if isinstance(weight, Words) else narrow(weight, layout.left, run)[0]
+            at, line = T.Bind(r * keys + block * run.width), ramp(r * layout.lanes, layout.lanes)
+            T.buffer_store(memory.weights, whole & alive, [ramp(at, run.width)])
+            total = memory.totals[line]
+            for i in range(0, run.width, width):
+                more = memory.weights[ramp(at + i, width)]
+                total = multiply_add(layout, total, more, splat(1, layout.right, width))
+            T.buffer_store(memory.totals, total, [line])
 
     def _finish(self, memory) -> None:
         """Divide the unit that waits by its sums of weights, and store it."""
@@ -329,7 +362,7 @@ class _Writer:
         """Of each row, the multiplier of its products."""
         lanes = self.layout.lanes
         for r in range(0, ROWS, lanes):
-            totals = fold([memory.lines[ramp((r + i) * lanes, lanes)] for i in range(lanes)], lambda a, b: a + b)
+            totals = fold([memory.totals[ramp((r + i) * lanes, lanes)] for i in range(lanes)], lambda a, b: a + b)
             multiplier = Vector((splat(self.scalar["multiplier"], "int64", lanes),), "int64")
             share = share_of(SumDialect, Vector((totals,), "int32"), {"multiplier": multiplier}, self.attrs)
             T.buffer_store(memory.rows, TvmDialect.wide(share).parts[0], [ramp(r, lanes)])

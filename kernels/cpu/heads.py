@@ -18,6 +18,7 @@ from intq.ops.attention import FAR
 
 ROWS = 16  # queries that a thread takes at a time
 TILE = 16  # columns of a tile
+SLOTS = 4  # blocks of keys, a power of two; each has 4 KB of scores
 SCALARS = (
     "score_multiplier",
     "score_offset",
@@ -90,6 +91,17 @@ class Heads:
     def keys(self) -> int:
         """The most keys, in whole blocks."""
         return _whole(self.longest, self.layout.block)
+
+    @property
+    def slots(self) -> int:
+        """Blocks of keys whose scores are held at a time: all, or 16 KB of them where the product is cheap."""
+        blocks = self.keys // self.layout.block
+        return min(blocks, SLOTS) if self.isa.name == "amx" else blocks
+
+    @property
+    def pitch(self) -> int:
+        """Scores from row to row: a cache line more than the blocks have, or all rows would meet in the same sets."""
+        return self.slots * self.layout.block + TILE
 
     @property
     def block(self) -> Run:
