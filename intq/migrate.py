@@ -27,6 +27,7 @@ from intq.equalize import COMPENSATED, WIDEST
 from intq.floatgraph import FloatGraph, FloatNode
 
 SHARES = torch.linspace(0, 1, 11).tolist()  # exponents of a channel's range
+ROWS = 256  # outputs of a layer by which the weights' rounding noise is predicted
 MOVED = ".moved"  # the name of what a value's linear layers read
 
 
@@ -98,22 +99,30 @@ def _least_noise(reach: Tensor, seen: Limits, weights: list[Tensor], allowed: Ca
         return torch.ones_like(reach)
     reach = reach.clamp_min(widest / WIDEST)
     power = (seen.square - seen.mean.square()).clamp_min(0)  # about the mean, which the bias corrects
-    weights = [w.double() for w in weights]
-    size = torch.stack([w.abs().amax(0) for w in weights]).amax(0)
+    columns = [w.square().sum(0, dtype=torch.float64) for w in weights]
+    rows = [w[:: -(-len(w) // ROWS)].abs() for w in weights]
+    size = torch.stack([w.abs().amax(0) for w in weights]).amax(0).double()
     size = size.clamp_min(float(size.max()) / WIDEST)
     scales = [allowed(reach**a / size**b) for a in SHARES for b in (0.0, 1 - a)]
-    noise = [sum(_noise(w, s * float((reach / s).max()), power) for w in weights) for s in scales]
+    noise = [_noise(columns, rows, s * float((reach / s).max()), power) for s in scales]
     best = scales[noise.index(min(noise))]
     return best if float(best.max()) == 1 else best * float((reach / best).max())
 
 
-def _noise(weight: Tensor, scale: Tensor, power: Tensor) -> float:
-    """The noise, over the signal, in a layer's output: 8 bits of what lies in [-1, 1], and of the scaled weights."""
-    activations = (weight.square() * (scale / 127.5).square()).sum() / 12
-    steps = (weight * scale).abs().amax(1) / 127
-    rounded = COMPENSATED * (steps.square() / 12).sum() * (power / scale.square()).sum()
-    signal = (weight.square() * power).sum().clamp_min(1e-30)
-    return float((activations + rounded) / signal)
+def _noise(columns: list[Tensor], rows: list[Tensor], scale: Tensor, power: Tensor) -> float:
+    """The noise, over the signal, in the outputs of layers: 8 bits of what lies in [-1, 1], and of the scaled weights.
+
+    ``columns``: of each layer, the sum of squares of the weights that read a channel. ``rows``: some outputs' weights'
+    magnitudes.
+    """
+    total = 0.0
+    for column, row in zip(columns, rows, strict=True):
+        activations = (column * (scale / 127.5).square()).sum() / 12
+        steps = (row * scale.float()).amax(1).double() / 127
+        outputs = float(column.sum() / row.double().square().sum().clamp_min(1e-30)) * len(row)  # of all, about
+        rounded = COMPENSATED * outputs * (steps.square() / 12).mean() * (power / scale.square()).sum()
+        total += float((activations + rounded) / (column * power).sum().clamp_min(1e-30))
+    return total
 
 
 def _moved(seen: Limits, move: Move) -> Limits:
