@@ -34,8 +34,8 @@ def curve(L, x, coefficients, drop: int, low: int, high: int, lift=None, level: 
 
     ``coefficients``: c0, c1, c2, int32 of SEGMENTS entries each; ``drop`` fractional bits are rounded away at the end
     (the half is part of c0). All in int32. A dialect of real numbers has its own ``curve``, the polynomials unrounded.
-    ``lift``: per channel, 0..MAX_LIFT: ``(((c0[i] + ...) << lift) + level) >> drop``, the function times ``2**lift`` (the
-    half and the zero point are then in ``level``).
+    ``lift``: per channel, 0..MAX_LIFT: ``(((c0[i] + ...) << lift) + level) >> drop``, the function times ``2**lift``
+    (the half and the zero point are then in ``level``).
     """
     if hasattr(L, "curve"):
         return L.curve(x, coefficients, drop, low, high, lift, level)
@@ -103,4 +103,5 @@ def fit(
     fine = ((slope * t) >> PLACE_BITS) + coefficients[0, :, None]
     error = exact * 2.0**drop - fine
     coefficients[0] += np.rint((error.max(1) + error.min(1)) / 2).astype(np.int64) + half * ((1 << drop) >> 1)
+    coefficients[0] = np.clip(coefficients[0], -furthest, furthest - 1)  # what lies beyond is cut off in any case
     return Curve(coefficients.astype(np.int32), drop, low, high)

@@ -221,6 +221,12 @@ def embedding_of(high: int, longest: int = 38) -> Sample:
     return replace(FIRST["embedding"], inputs=(ids,))
 
 
+def lifted(lift: np.ndarray) -> Sample:
+    """A linear layer whose curve's channels have other scales."""
+    sample = next(s for s in OPS["linear"].samples(np.random.default_rng(0)) if "lift" in s.constants)
+    return replace(sample, constants=dict(sample.constants) | {"lift": lift.astype(np.int32)})
+
+
 @pytest.mark.parametrize(
     ("name", "sample", "says"),
     [
@@ -290,7 +296,10 @@ def embedding_of(high: int, longest: int = 38) -> Sample:
         ("embedding", extreme("embedding", position=np.zeros((40, 47), np.int16)), "a table of 48 columns"),
         ("embedding", extreme("embedding", segment=np.zeros((0, 48), np.int16)), "must have a row"),
         ("embedding", extreme("embedding", word_multiplier=np.zeros(49, np.int32)), "one value per word"),
-        ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"drop": 3}), "go together"),
+        ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"drop": 3}), "drop go together"),
+        ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"level": 3}), "level go together"),
+        ("linear", lifted(np.full(80, 5)), r"lift must lie in \[0, 4\]"),
+        ("linear", lifted(np.full(79, 1)), "lift must hold one value per output channel"),
     ],
 )
 def test_what_does_not_fit_is_said(name, sample, says):
