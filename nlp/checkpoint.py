@@ -14,7 +14,7 @@ from torch import nn
 from intq.errors import IntqError
 from intq.nlp import ibert
 from intq.nlp.models import ARCHITECTURES
-from intq.nlp.wrap import COUNTED, FromIds, Head, Pooling
+from intq.nlp.wrap import COUNTED, FromIds, Head, Pooling, longest
 from intq.pretrained import download, few, first_line, load_model, read_json
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,6 @@ def _load(folder: Path, shown: str, source: str, name: str) -> Checkpoint:
         head = "regression"
     padding, separator = _special(tokenizer, settings, shown)
     pooling = _pooling(folder, shown) if head == "embedding" else None
-    rows = settings.max_position_embeddings - (padding + 1 if settings.model_type in COUNTED else 0)
     labels = [str(settings.id2label[index]) for index in range(settings.num_labels)]
     return Checkpoint(
         FromIds(model, padding, separator, pooling).eval(),
@@ -121,7 +120,7 @@ def _load(folder: Path, shown: str, source: str, name: str) -> Checkpoint:
         head,
         name,
         source,
-        min(rows, tokenizer.model_max_length),
+        min(longest(settings, padding), tokenizer.model_max_length),
         padding,
         settings.vocab_size,
         separator,

@@ -13,7 +13,7 @@ from torch import nn
 
 from intq.nlp.checkpoint import Checkpoint
 from intq.nlp.models import LABELS, architecture
-from intq.nlp.wrap import COUNTED, FromIds
+from intq.nlp.wrap import FromIds, longest
 
 QUERIES_AND_KEYS = ("query", "key", "q_lin", "k_lin")
 ATTENTION_GAIN = 3.0**0.5  # scores with a standard deviation of 3 or so: a few tokens get most of the attention
@@ -36,7 +36,6 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
     model.eval().requires_grad_(False)
     randomize(model, seed)
     separator = known.separator if getattr(config, "type_vocab_size", 0) > 1 else None
-    rows = config.max_position_embeddings - (known.padding + 1 if config.model_type in COUNTED else 0)
     wrapped = FromIds(model, known.padding, separator).eval()
     return Checkpoint(
         wrapped,
@@ -45,7 +44,7 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
         "classification",
         name,
         "",
-        rows,
+        longest(config, known.padding),
         known.padding,
         config.vocab_size,
         separator,

@@ -11,7 +11,7 @@ tokenizer writes there (0); nothing reads them, because they are masked.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,11 @@ Head = Literal["classification", "regression", "tokens", "embedding"]
 Pooling = Literal["mean", "first"]
 
 COUNTED = frozenset({"roberta", "xlm-roberta", "camembert"})  # model types whose positions count from the padding id
+
+
+def longest(settings: Any, padding: int) -> int:
+    """The most tokens that the position table of a configuration has rows for; the padding id and below take none."""
+    return settings.max_position_embeddings - (padding + 1 if settings.model_type in COUNTED else 0)
 
 
 class FromIds(nn.Module):
