@@ -57,9 +57,7 @@ def _tokens(value: Value, wanted: int | None) -> int | None:
     """How many tokens to give a network with this input; None for an image."""
     if not any(isinstance(size, str) for size in value.shape[1:]):
         if wanted:
-            raise IntqError(
-                f"the input {value.name} has no tokens, whose number could be {wanted}: leave out --sequence"
-            )
+            raise IntqError(f"the input {value.name} is no text, it has a fixed shape: leave out --sequence")
         return None
     if wanted and 0 < value.longest < wanted:
         raise IntqError(f"a text has at most {value.longest} tokens here, got {wanted}: choose a smaller --sequence")
