@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,18 +26,19 @@ def offsets(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
 
     (Greedy by size, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020.)
     """
-    placed: dict[str, int] = {}
+    where: dict[str, int] = {}
+    placed: list[tuple[int, int, Life]] = []  # (first byte, byte after the last, life), in order
     for name in sorted(lives, key=lambda name: -lives[name].size):
-        life, at = lives[name], 0
-        for other in sorted(placed, key=placed.__getitem__):
-            apart = lives[other].end < life.start or lives[other].start > life.end
-            if apart:
+        life, at, size = lives[name], 0, _whole(lives[name].size)
+        for start, stop, other in placed:
+            if other.end < life.start or other.start > life.end:
                 continue
-            if at + life.size <= placed[other]:
+            if at + size <= start:
                 break
-            at = max(at, placed[other] + _whole(lives[other].size))
-        placed[name] = at
-    return placed, max((placed[name] + _whole(life.size) for name, life in lives.items()), default=0)
+            at = max(at, stop)
+        where[name] = at
+        insort(placed, (at, at + size, life), key=lambda place: place[:2])
+    return where, max((stop for _, stop, _ in placed), default=0)
 
 
 def lives(

@@ -32,6 +32,7 @@ from intq.kernels import arena, pack
 from intq.kernels.library import place, structure
 from intq.value import Value, bind_shape, check_inputs
 
+PLANS = 8  # that a network keeps
 ROOM, HUGE_PAGE = 1 << 26, 1 << 21  # bytes
 CPU, POOLED = (1, 0), 2  # TVM's device type and number, and its allocator that keeps freed memory for the next run
 ARCH_REQ_XCOMP_PERM, XTILEDATA, ARCH_PRCTL = 0x1023, 18, 158  # Linux: a process asks once for the AMX registers
@@ -44,6 +45,7 @@ class Layer:
     name: str
     op: str
     kernel: str  # "" for a view
+    function: Callable | None
     inputs: tuple[str, ...]
     constants: tuple
     output: Value
@@ -57,12 +59,36 @@ class Plan:
     calls: tuple[tuple[str, Callable, tuple], ...]  # node, kernel, arguments
 
 
+@dataclass
+class Memory:
+    """What a network writes to: one piece of memory, since one plan runs at a time.
+
+    ``where``: the place of each value for inputs of ``sizes``; smaller inputs have their values at the same places.
+    ``plans``: of the shapes that inputs last had, by the symbolic sizes.
+    """
+
+    area: np.ndarray = field(default_factory=lambda: _huge(0))
+    sizes: dict[str, int] = field(default_factory=dict)
+    where: dict[str, int] = field(default_factory=dict)
+    plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
+
+    def fits(self, sizes: dict[str, int]) -> bool:
+        return bool(self.where) and all(size <= self.sizes[name] for name, size in sizes.items())
+
+    def arrange(self, sizes: dict[str, int], where: dict[str, int], size: int) -> None:
+        if size > len(self.area):
+            self.plans.clear()  # their arrays keep the old memory
+            self.area = _huge(size)
+        self.sizes, self.where = sizes, where
+
+
 @dataclass(frozen=True)
 class Network:
     """A compiled network: ``network(*arrays)`` gives its output, or a tuple of them.
 
     It calls the kernels itself, on memory that it planned, rather than through the library's ``main``: Relax's virtual
-    machine takes 6 microseconds a kernel, a fifth of a MobileNetV2. The memory of the last inputs' shape is kept.
+    machine takes 6 microseconds a kernel, a fifth of a MobileNetV2. The plans of the shapes that inputs last had are
+    kept, for sentences differ in length.
     """
 
     inputs: tuple[Value, ...]
@@ -70,8 +96,8 @@ class Network:
     instruction_set: str
     layers: tuple[Layer, ...]
     path: Path
-    _module: Any
-    _plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
+    _module: Any  # which the functions are of
+    _memory: Memory = field(default_factory=Memory)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, *arrays: np.ndarray):
@@ -101,10 +127,11 @@ class Network:
         sizes = {d: s for v, a in zip(self.inputs, arrays, strict=True) for d, s in zip(v.shape, a.shape, strict=True)}
         sizes = {d: s for d, s in sizes.items() if isinstance(d, str)}
         key = tuple(sizes.values())
-        if key not in self._plans:
-            self._plans.clear()
-            self._plans[key] = self._plan(sizes)
-        plan = self._plans[key]
+        plans = self._memory.plans
+        plan = plans.pop(key, None) or self._plan(sizes)
+        plans[key] = plan  # the latest is last
+        if len(plans) > PLANS:
+            del plans[next(iter(plans))]
         for value, array in zip(self.inputs, arrays, strict=True):
             plan.arrays[value.name][...] = array
         return plan
@@ -113,22 +140,23 @@ class Network:
         values = (*self.inputs, *(layer.output for layer in self.layers))
         shapes = {value.name: (bind_shape(value.shape, sizes), value.dtype) for value in values}
         views = {layer.name: layer.inputs[0] for layer in self.layers if not layer.kernel}
-        steps = [(layer.name, layer.inputs) for layer in self.layers]
-        where, size = arena.offsets(arena.lives(shapes, steps, views, self.outputs))
-        memory, arrays = _huge(size), {}
+        memory, arrays = self._memory, {}
+        if not memory.fits(sizes):
+            steps = [(layer.name, layer.inputs) for layer in self.layers]
+            memory.arrange(sizes, *arena.offsets(arena.lives(shapes, steps, views, self.outputs)))
         for name, (shape, dtype) in shapes.items():
-            start = where[arena.owner_of(name, views)]
+            start = memory.where[arena.owner_of(name, views)]
             stop = start + math.prod(shape) * np.dtype(dtype).itemsize
-            arrays[name] = memory[start:stop].view(dtype).reshape(shape)
+            arrays[name] = memory.area[start:stop].view(dtype).reshape(shape)
         tensors = {name: tensor(array) for name, array in arrays.items()}
         calls = tuple(
             (
                 layer.name,
-                self._module.get_function(layer.kernel, query_imports=True),
+                layer.function,
                 (*(tensors[name] for name in layer.inputs), *layer.constants, tensors[layer.name]),
             )
             for layer in self.layers
-            if layer.kernel
+            if layer.function
         )
         return Plan(arrays, calls)
 
@@ -170,16 +198,17 @@ def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
     if isa == "amx":
         request_amx()
     use_threads(threads)
-    return Network(graph.inputs, graph.outputs, isa, _layers(graph, about["kernels"], isa), path, module)
+    return Network(graph.inputs, graph.outputs, isa, _layers(graph, module, about["kernels"], isa), path, module)
 
 
-def _layers(graph: Graph, kernels: dict[str, str], isa: str) -> tuple[Layer, ...]:
+def _layers(graph: Graph, module, kernels: dict[str, str], isa: str) -> tuple[Layer, ...]:
     """Every node with its packed constants, which lie one after another in huge pages where the system has them.
 
     Weights are read once a run from beyond the caches that a core owns, which is 2.4 times as fast when neither the
     translation of addresses nor the prefetcher stops every 4 KB.
     """
     values, layers, room, at = graph.values, [], _huge(0), 0
+    functions = {kernel: module.get_function(kernel, query_imports=True) for kernel in set(kernels.values()) if kernel}
     for node in graph.nodes:
         inputs, placed = tuple(values[name] for name in node.inputs), []
         for array in pack.arrays(node, inputs, isa) if kernels[node.name] else ():
@@ -189,7 +218,8 @@ def _layers(graph: Graph, kernels: dict[str, str], isa: str) -> tuple[Layer, ...
             place[:] = array
             placed.append(tensor(place))
             at += -(-array.nbytes // arena.ALIGNMENT) * arena.ALIGNMENT
-        layers.append(Layer(node.name, node.op, kernels[node.name], node.inputs, tuple(placed), node.output))
+        kernel = kernels[node.name]
+        layers.append(Layer(node.name, node.op, kernel, functions.get(kernel), node.inputs, tuple(placed), node.output))
     return tuple(layers)
 
 
