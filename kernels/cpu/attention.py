@@ -18,17 +18,17 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.fixedpoint import reciprocal
 from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_type
-from intq.kernels.bodies import lanes as lanes_of
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
 from intq.kernels.cpu.micro import amx_configure, amx_instruction, amx_release, tile
+from intq.kernels.cpu.packer import Packer
 from intq.kernels.cpu.product import Matrix, multiply_add, product
-from intq.kernels.cpu.runs import Run, runs
-from intq.kernels.cpu.shuffle import fold, shuffle, transpose
+from intq.kernels.cpu.runs import Run
+from intq.kernels.cpu.shuffle import fold
 from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
-from intq.ops.attention import ZERO_POINT, mean_of, share_of, weight_of
+from intq.ops.attention import mean_of, share_of, weight_of
 
 
 class SumDialect(TvmDialect):
@@ -119,6 +119,7 @@ class _Writer:
     def write(self) -> None:
         """Units of 16 queries. A unit is finished under the first product of the next, on which vectors wait."""
         heads, s, keys = self.heads, self.tokens, T.Bind(self.keys)
+        packer = Packer(heads, s, keys)
         with self._scratch() as memory:
             for i in range(3):
                 T.buffer_store(memory.state, i64(-1), [i64(i)])
@@ -132,10 +133,10 @@ class _Writer:
                 origin = T.Bind(sample * s * heads.channels + head % heads.count * heads.size)
                 with T.If(memory.state[i64(0)] != head), T.Then():
                     with T.If(memory.state[i64(0)] // heads.count != sample), T.Then():
-                        self._penalties(memory, sample, keys)
-                    self._pack_keys(memory, origin, keys)
-                    self._pack_values(memory, origin, keys)
-                self._copy_rows(memory.queries, "q", origin, row)
+                        packer.penalties(memory, self.buffers["mask"], self.scalar, sample)
+                    packer.pack_keys(memory, self.buffers["k"], origin)
+                    packer.pack_values(memory, self.buffers["v"], origin)
+                packer.copy_rows(memory.queries, self.buffers["q"], origin, row)
                 self._scores_to_weights(memory, keys)
                 weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
                 sums = Matrix(memory.sums, i64(0), heads.columns)
@@ -155,10 +156,7 @@ class _Writer:
             "alive": (keys, layout.left),
             "queries": (ROWS * heads.depth, layout.left),
             "panel": (ROWS * heads.depth, layout.right),
-            "scores": (
-                ROWS * heads.pitch + 1,
-                "int32",
-            ),  # odd lanes are read as even ones, one place on; so are those of sums
+            "scores": (ROWS * heads.pitch + 1, "int32"),  # one more: see _read_twice
             "weights": (ROWS * keys, layout.left),
             "sums": (ROWS * heads.columns + 1, "int32"),
             "maxima": (ROWS * layout.lanes, "int32"),
@@ -174,93 +172,6 @@ class _Writer:
             yield _Scratch(**{"first": taken["penalties"]} | taken)
             if heads.isa.name == "amx":
                 amx_release()
-
-    # ---- once a head -------------------------------------------------------------------------------------------
-
-    def _penalties(self, memory, sample, keys) -> None:
-        """Where the scores of a sample begin: 0, a masked key's penalty, or that of a key which there is not."""
-        s, mask, layout, run = self.tokens, self.buffers["mask"], self.layout, self.heads.block
-        with serial(keys) as key:
-            own = tirx.const(0, "int64")
-            if mask is not None:
-                own = (mask[sample * s + tirx.min(key, s - 1)].astype("int64") - 1) * self.scalar["masked"]
-            penalty = tirx.Select(key < s, own, 0 - self.scalar["beyond"])
-            T.buffer_store(memory.penalties, penalty.astype("int32"), [key])
-        with serial(keys // run.width) as block:
-            parts = []
-            for i in range(run.parts):
-                key = ramp(T.Bind(block * run.width + i * run.part_lanes), run.part_lanes)
-                all_ones = {"uint8": 255, "int16": -1}[layout.left]
-                there = key < splat(s, "int64", run.part_lanes)
-                parts.append(tirx.Select(there, *(splat(x, "int32", run.part_lanes) for x in (all_ones, 0))))
-            store(memory.alive, block * run.width, Vector(tuple(parts), "int32", run.quad), run)
-
-    def _copy_rows(self, panel, name: str, origin, first) -> None:
-        """16 tokens of a head as a product's operand; beyond the last token it is taken again."""
-        heads, source = self.heads, self.buffers[name]
-        with serial(ROWS) as r:
-            at = T.Bind(origin + tirx.min(first + r, self.tokens - 1) * heads.channels)
-            for run in runs(heads.size, (), 64):
-                x = _operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
-                T.buffer_store(panel, x, [ramp(r * heads.depth + run.start, run.width)])
-
-    def _pack_keys(self, memory, origin, keys) -> None:
-        layout, depth = self.layout, self.heads.depth
-        lanes, pair, words = layout.lanes, layout.pair, depth // layout.pair
-        with serial(keys // TILE) as t:
-            self._copy_rows(memory.panel, "k", origin, t * TILE)
-            tile = T.Bind(t * (TILE * depth))
-            if pair == 1:
-                with serial(depth) as k, serial(TILE) as key:
-                    T.buffer_store(memory.keys, memory.panel[key * depth + k], [tile + k * TILE + key])
-                return
-            with serial(words // lanes) as block:
-                for key in range(0, TILE, lanes):
-                    places = [(key + i) * depth + block * (lanes * pair) for i in range(lanes)]
-                    rows = [reinterpret(memory.panel[ramp(at, lanes * pair)], f"int32x{lanes}") for at in places]
-                    for i, word in enumerate(transpose(rows)):
-                        place = tile + ((block * lanes + i) * TILE + key) * pair
-                        packed = reinterpret(word, vector_type(layout.right, lanes * pair))
-                        T.buffer_store(memory.keys, packed, [ramp(place, lanes * pair)])
-            if layout.corrected:  # sum (q - 128) k = sum q k - 128 sum k
-                total, all_lanes = local(lanes, "int32"), ramp(0, lanes)
-                T.buffer_store(total, splat(0, "int32", lanes), [all_lanes])
-                with serial(words) as k:
-                    zero_points = splat(ZERO_POINT, layout.left, lanes * pair)
-                    terms = memory.keys[ramp(tile + k * (TILE * pair), lanes * pair)]
-                    T.buffer_store(total, multiply_add(layout, total[all_lanes], zero_points, terms), [all_lanes])
-                here = ramp(t * TILE, lanes)
-                T.buffer_store(memory.first, memory.penalties[here] - total[all_lanes], [here])
-
-    def _pack_values(self, memory, origin, keys) -> None:
-        """Keys in the order of weights. Those that there are not have no weight: any value will do."""
-        heads, block, pair = self.heads, self.heads.block, self.layout.pair
-        with serial(keys // block.width) as b, serial(block.width // pair) as x:
-            key = T.Bind(b * block.width + x * pair)
-            at = [T.Bind(origin + tirx.min(key + i, self.tokens - 1) * heads.channels) for i in range(pair)]
-            group = T.Bind((b * block.width + _position(block, x * pair)) // pair)
-            for run in heads.runs:
-                self._pack_columns(memory, at, run, group, keys)
-
-    def _pack_columns(self, memory, rows, run: Run, group, keys) -> None:
-        """A run of channels of the tokens at ``rows``: their elements side by side, channel after channel."""
-        layout, source = self.layout, self.buffers["v"]
-
-        def place(column):
-            tile, lane = (run.start + column) // TILE, (run.start + column) % TILE
-            return tile * TILE * keys + (group * TILE + lane) * layout.pair
-
-        if run.quad or layout.pair == 1:
-            loaded = [T.Bind(_operand(source[ramp(at + run.start, run.width)], layout.right)) for at in rows]
-            for column, packed in _interleaved(loaded, run):
-                T.buffer_store(memory.values, packed, [ramp(place(column), lanes_of(packed))])
-            return
-        with serial(run.width) as column:
-            for i, at in enumerate(rows):
-                element = _operand(source[at + (run.start + column)], layout.right)
-                T.buffer_store(memory.values, element, [place(column) + i])
-
-    # ---- 16 queries --------------------------------------------------------------------------------------------
 
     def _scores_to_weights(self, memory, keys) -> None:
         """Once over the keys for the rows' maxima, from the last block to the first, and once more for the weights.
@@ -286,7 +197,7 @@ class _Writer:
                 with T.Then():
                     self._scores(memory, block + slots)
                 with T.Else():  # the tile unit sleeps after 400 ns without a product, and takes 300 to wake
-                    amx_instruction("tdpbusd", tile(5), tile(4), tile(6))
+                    amx_instruction("tdpbusd", tile(0), tile(4), tile(6))
 
     def _fill(self, lines, value: int) -> None:
         width = self.layout.lanes
@@ -295,7 +206,7 @@ class _Writer:
 
     def _slot(self, block):
         """Where the scores of a block begin in each of their rows."""
-        held = block & (SLOTS - 1) if self.heads.slots == SLOTS else block  # (TVM gets % of a sum wrong)
+        held = block & (SLOTS - 1) if self.heads.slots == SLOTS else block  # % of such a sum TVM simplifies wrongly
         return held * self.layout.block
 
     def _scores(self, memory, block) -> None:
@@ -374,48 +285,6 @@ class _Writer:
             products = _read_twice(memory.sums, r * self.heads.columns + run.start, run)
             mean = mean_of(TvmDialect, products, constants["share"], constants, self.attrs)
             store(self.buffers["out"], T.Bind(at + run.start), mean, run)
-
-
-def _operand(x, dtype: str):
-    """Loaded bytes as a product takes them: without their zero point, unless they stay unsigned."""
-    count = lanes_of(x)
-    if dtype == "int8":
-        return reinterpret(x ^ splat(ZERO_POINT, "uint8", count), vector_type("int8", count))
-    if dtype == "int16":
-        return x.astype(vector_type("int16", count)) - splat(ZERO_POINT, "int16", count)
-    return x
-
-
-def _position(run: Run, key):
-    """Where packing puts a block's key, the first of those that a product takes together: see Run.order."""
-    if not run.quad:
-        return key
-    part, lane = key // run.part_lanes, key % run.part_lanes
-    return lane // 4 * 16 + part * 4 + lane % 4
-
-
-def _interleaved(rows: list, run: Run):
-    """(column, elements): rows of a run side by side, channel after channel in the run's order."""
-    if len(rows) == 1:
-        yield 0, rows[0]
-        return
-    parts = run.order.reshape(run.parts, -1)
-    if len(rows) == 2:
-        for i, channels in enumerate(parts):
-            yield i * run.part_lanes, shuffle(rows, np.stack([channels, channels + run.width], axis=1).ravel())
-        return
-    for half in range(2):  # of each 128-bit lane, as vpunpcklbw and vpunpckhbw take it
-        taken = _halves(run.width, half, 16)
-        words = [T.Bind(reinterpret(shuffle(x, taken), f"int16x{run.width // 2}")) for x in (rows[:2], rows[2:])]
-        for quarter in range(2):
-            four = shuffle(words, _halves(run.width // 2, quarter, 8))
-            yield (2 * half + quarter) * run.part_lanes, reinterpret(four, f"int8x{run.width}")
-
-
-def _halves(count: int, half: int, lane: int) -> np.ndarray:
-    """Of two vectors of ``count`` elements: from each ``lane`` elements one half, element by element in turn."""
-    taken = np.arange(count).reshape(-1, 2, lane // 2)[:, half].ravel()
-    return np.stack([taken, taken + count], axis=1).ravel()
 
 
 def _read_twice(sums, at, run: Run) -> Vector:

@@ -48,7 +48,7 @@ def product(isa: str, a: Matrix, b: Matrix, tiles: int, out: Matrix, first: Matr
 
 
 def _amx(layout: Layout, a: Matrix, b: Matrix, tiles: int, out: Matrix, first: Matrix | None) -> None:
-    """Tiles 0..3 accumulate, 4 holds A, 6 and 7 hold B in turn (see :func:`intq.kernels.cpu.micro.amx_configure`)."""
+    """Tiles 0..3 accumulate, 4 holds A, 5..7 hold B in turn (see :func:`intq.kernels.cpu.micro.amx_configure`)."""
     step = layout.depth
     for c in range(tiles):
         if first is None:
@@ -59,8 +59,8 @@ def _amx(layout: Layout, a: Matrix, b: Matrix, tiles: int, out: Matrix, first: M
         amx_instruction("tileloadd64", tile(4), T.address_of(a.buffer[a.at + s * step]), i64(a.pitch))
         for c in range(tiles):
             place = T.address_of(b.buffer[b.tile(c).at + s * (TILE * step)])
-            amx_instruction("tileloadd64", tile(6 + c % 2), place, i64(4 * TILE))
-            amx_instruction("tdpbusd", tile(c), tile(4), tile(6 + c % 2))
+            amx_instruction("tileloadd64", tile(5 + c % 3), place, i64(4 * TILE))
+            amx_instruction("tdpbusd", tile(c), tile(4), tile(5 + c % 3))
     for c in range(tiles):
         amx_instruction("tilestored64", tile(c), T.address_of(out.buffer[out.at + c * TILE]), i64(4 * out.pitch))
 
