@@ -16,7 +16,7 @@ from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.contract import contraction
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
 from intq.kernels.cpu.embedding import embedding
-from intq.kernels.cpu.epilogue import Epilogue
+from intq.kernels.cpu.epilogue import Epilogue, curve_in_words
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
@@ -90,6 +90,7 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
         residual,
         rescale.lift,
         Channelwise(rescale.fields, rescale.base, "lift" in node.constants),
+        curve_in_words(node, ISAS[isa], rescale.base),
     )
     shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
     write = depthwise if plan.mode == "depthwise" else contraction

@@ -153,6 +153,7 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
             inputs += (Value("r", (*shape[:-1], co), residual, low, high),)
         attrs = _output_attrs(rng, dtype)
         if function:
+            attrs = dict(zip(("low", "high"), DTYPE_RANGE[dtype], strict=True))
             made = fit(function, -6.0, 6.0, 8 / DTYPE_RANGE[dtype][1], 0, dtype)
             constants |= {"curve": made.coefficients}
             constants["offset"] = constants["offset"] + np.left_shift(

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from intq.kernels.bodies import TvmDialect, Vector
+from intq.graph import Node
+from intq.kernels.bodies import TvmDialect, Vector, lanes
 from intq.kernels.cpu.constants import Channelwise, Uniform
+from intq.kernels.cpu.heads import words_suffice
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, tables
 from intq.kernels.cpu.runs import Run
+from intq.kernels.cpu.words import WIDTH, LayerDialect, Words, bound, packed, word_tables
+from intq.kernels.pack import HIGH_WORD
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,10 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """An operation's ``body`` and attributes, the layout of its constants, output and residual dtypes."""
+    """An operation's ``body`` and attributes, the layout of its constants, output and residual dtypes.
+
+    ``words``: whether its curve may be computed in 16-bit lanes (see :func:`curve_in_words`), 64 values at a time.
+    """
 
     body: Callable
     attrs: Mapping
@@ -34,6 +41,7 @@ class Epilogue:
     residual: str | None
     lift: int  # of the residual, see intq.kernels.pack.Rescale
     constants: Channelwise | Uniform
+    words: bool = False
 
     @property
     def curve(self) -> bool:
@@ -42,11 +50,28 @@ class Epilogue:
 
     def load(self, buffers: Buffers, at, run: Run, isa: Isa) -> dict:
         """All constants of a run of channels, those of the rescale from ``constants[at]`` on."""
-        curve = {"curve": tables(buffers.curve, isa)} if self.curve else {}
-        return self.constants.load(buffers.constants, at, run) | curve
+        constants = self.constants.load(buffers.constants, at, run)
+        if self.words and 4 * run.part_lanes == WIDTH:
+            constants["curve"] = word_tables(buffers.curve)
+            if "lift" in constants:
+                constants["lift"] = bound(packed(constants["lift"]))
+        elif self.curve:
+            constants["curve"] = tables(buffers.curve, isa)
+        return constants
 
     def residual_of(self, buffer, index, run: Run) -> Vector:
         return load(buffer, index, run).lifted(self.lift)
 
-    def apply(self, operands: tuple[Vector, ...], constants: dict) -> Vector:
-        return self.body(TvmDialect, operands, constants, self.attrs)
+    def apply(self, operands: tuple[Vector, ...], constants: dict) -> Vector | Words:
+        whole = sum(map(lanes, operands[0].parts)) == WIDTH
+        return self.body(LayerDialect if self.words and whole else TvmDialect, operands, constants, self.attrs)
+
+
+def curve_in_words(node: Node, isa: Isa, base: int) -> bool:
+    """Whether a node's curve loses nothing in 16-bit lanes: a result of all 8 bits, coefficients and level that fit."""
+    if "curve" not in node.constants or "avx512bw" not in isa.features or base != HIGH_WORD:
+        return False
+    bytes_ = node.output.dtype == "uint8" and (node.attrs["low"], node.attrs["high"]) == (0, 255)
+    fits = node.attrs.get("level", 0) < 2**15 and node.attrs["drop"] <= 15
+    lifts = int(node.constants["lift"].max()) <= node.attrs["drop"] if "lift" in node.constants else True
+    return bytes_ and fits and lifts and words_suffice(node.constants["curve"])

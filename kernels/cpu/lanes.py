@@ -69,8 +69,13 @@ def store(buffer, index, value: Vector, run: Run) -> None:
         T.buffer_store(buffer, row, [ramp(place, run.width)])
 
 
-def narrow(value: Vector, dtype: str, run: Run) -> list:
-    """The clamped value of each row as one vector of ``dtype`` in natural order."""
+def narrow(value, dtype: str, run: Run) -> list:
+    """The clamped value of each row as one vector of ``dtype`` in natural order.
+
+    ``value``: a Vector, or the words of a curve (:mod:`intq.kernels.cpu.words`), which packing makes uint8.
+    """
+    if not isinstance(value, Vector):
+        return _split(T.Bind(value.bytes()), run)
     if value.dtype == "int64":
         value = low_words(value.clamped())
     if not run.quad:
@@ -87,10 +92,14 @@ def narrow(value: Vector, dtype: str, run: Run) -> list:
         rows = words if run.rows == 2 else [_shuffle(words, np.argsort(_word_order(elements)))]
         return [_within(row, dtype, low, high) for row in rows]
     whole = reinterpret(pack(bytes_of, f"int8x{elements}", *words), f"uint8x{elements}")
-    whole = T.Bind(_within(whole, dtype, low, high))
+    return _split(T.Bind(_within(whole, dtype, low, high)), run)
+
+
+def _split(whole, run: Run) -> list:
+    """The bytes of each row of a run."""
     if run.rows == 1:
         return [whole]
-    eighths = np.arange(elements).reshape(-1, 2, 8)  # eight bytes of one row, eight of the other
+    eighths = np.arange(lanes(whole)).reshape(-1, 2, 8)  # eight bytes of one row, eight of the other
     return [_shuffle([whole], eighths[:, i].ravel()) for i in range(2)]
 
 

@@ -96,6 +96,53 @@ class WordDialect(NarrowDialect):
         return TvmDialect.clamp(x, low, high) if isinstance(x, Vector) else x
 
 
+@dataclass(frozen=True)
+class Lifted:
+    """``(words << lift) + level``, which need not fit 16 bits: what is shifted right again does."""
+
+    words: Words
+    lift: Words
+    level: int = 0
+
+    def __add__(self, level: int) -> Lifted:
+        return replace(self, level=self.level + level)
+
+    def shifted(self, right: int) -> Words:
+        """``((x << l) + c) >> r = (x + (c >> l)) >> (r - l)``. The sum saturates where the result exceeds a byte anyway."""
+        parts = []
+        for x, lift in zip(self.words.parts, self.lift.parts, strict=True):
+            level, places = (splat(value, "int16", lanes(x)) for value in (self.level, right))
+            parts.append(_intrinsic(f"int16x{lanes(x)}", "llvm.sadd.sat", x, level >> lift) >> (places - lift))
+        return Words(tuple(parts))
+
+
+class LayerDialect(WordDialect):
+    """A linear layer's sums, of either sign, and the scales of its curve's channels."""
+
+    @staticmethod
+    def shift_right(x, shift):
+        return TvmDialect.shift_right(x, shift) if isinstance(x, Vector) else x.shifted(shift)
+
+    @staticmethod
+    def narrow(x: Vector) -> Words:
+        words = WordDialect.narrow(x)
+        return Words(tuple(tirx.max(p, splat(0, "int16", lanes(p))) for p in words.parts))
+
+    @staticmethod
+    def shift_left(x: Words, places: Words) -> Lifted:
+        return Lifted(x, places)
+
+
+def packed(x: Vector) -> Words:
+    """Small int32 as words, in the order of :meth:`WordDialect.narrow`."""
+    return WordDialect.narrow(x)
+
+
+def bound(x: Words) -> Words:
+    """The same, computed once."""
+    return Words(tuple(map(T.Bind, x.parts)))
+
+
 def word_tables(buffer) -> tuple:
     """The coefficients of a curve, as its body takes them (see :func:`intq.kernels.cpu.lanes.tables`)."""
 
