@@ -21,7 +21,7 @@ from intq.probes import Arrays, padded, padding_of, probes
 from intq.value import check_inputs
 
 COMPILED_RUNS = 4  # of every batch: threads that disturb each other do not do so every time
-PADDED_BATCHES, PADDED_TEXTS = 4, 3  # of which every text is also run alone
+PADDED_BATCHES, PADDED_TEXTS = 16, 3  # of which every text is also run alone
 
 _NEEDS = {
     "torch": "pip install 'torch==2.13.*'",

@@ -1,11 +1,14 @@
 """`intq functions`: the integer functions against the real ones and I-BERT's."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from intq.approximation import approximations, newton_root, table
+from intq.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,10 @@ def test_newtons_root_in_four_rounds_is_exact_for_small_numbers_only():
     assert over.min() == 0 and over.max() == 1
 
 
-def test_the_table_is_json_with_a_row_each(measured):
-    rows = table()
+def test_the_command_prints_a_row_each(measured):
+    people = CliRunner().invoke(app, ["functions"])
+    assert people.exit_code == 0 and people.stdout.count("exact") == 2 and "gelu" in people.stdout
+    rows = json.loads(CliRunner().invoke(app, ["functions", "--json"]).stdout)
+    assert rows == table()
     assert [row["function"] for row in rows] == [a.function for a in measured]
     assert set(rows[0]) == {"function", "interval", "bits", "compared", "error", "ibert_error", "ratio", "exact"}
