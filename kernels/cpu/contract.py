@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, scratch, serial, workspace
+from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
 from intq.kernels.cpu.dense import dense
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.gather import pad_image, window, window_rows
@@ -46,7 +46,7 @@ def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tup
         if plan.mode == "dense":
             dense(plan, epilogue, buffers)
         else:
-            _Writer(plan, epilogue, buffers).write(n, rest[-2] if pads else None)
+            _Writer(plan, epilogue, buffers).write(n, rest[-2] if pads else None, sample_size(shapes["x"]))
 
     return kernel(name, arguments, body)
 
@@ -59,7 +59,7 @@ class _Writer:
     epilogue: Epilogue
     buffers: Buffers
 
-    def write(self, n, pad_value) -> None:
+    def write(self, n, pad_value, sample: int) -> None:
         plan, tile, x = self.plan, self.plan.tile_rows, self.buffers.x
         h, w, c = plan.source
         image_bytes = h * w * c
@@ -67,7 +67,7 @@ class _Writer:
             with self._region() as acc:
                 self._product(acc, x, i64(0), n * plan.image_rows, i64(0), i64(0))
         elif plan.mode == "rows":
-            self._rows(x.shape[0] // c)
+            self._rows(x.shape[0] // c, sample // c)
         else:
             copied, in_columns = any(plan.padding) or plan.overshoots, plan.mode == "columns"
             padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else x
@@ -89,19 +89,24 @@ class _Writer:
                     else:
                         self._gathered(acc, padded, at, first, group)
 
-    def _rows(self, rows) -> None:
-        """A linear layer's product: its rows in place, or copied where they are fewer than a tile's."""
+    def _rows(self, rows, least: int) -> None:
+        """A linear layer's product: its rows, ``least`` of them or more, in place, or copied where a tile has more."""
         plan, tile = self.plan, self.plan.tile_rows
         if plan.k % plan.isa.k_quantum:
             self._copied_rows(rows)
-            return
-        with T.If(rows >= tile):
-            with T.Then():
-                in_place = replace(self, plan=replace(plan, mode="direct"))
-                with in_place._region() as acc:
-                    in_place._product(acc, self.buffers.x, i64(0), rows, i64(0), i64(0))
-            with T.Else():
-                self._copied_rows(rows)
+        elif least >= tile:
+            self._rows_in_place(rows)
+        else:
+            with T.If(rows >= tile):
+                with T.Then():
+                    self._rows_in_place(rows)
+                with T.Else():
+                    self._copied_rows(rows)
+
+    def _rows_in_place(self, rows) -> None:
+        in_place = replace(self, plan=replace(self.plan, mode="direct"))
+        with in_place._region() as acc:
+            in_place._product(acc, self.buffers.x, i64(0), rows, i64(0), i64(0))
 
     def _copied_rows(self, rows) -> None:
         plan, tile, c = self.plan, self.plan.tile_rows, self.plan.k
