@@ -21,6 +21,7 @@ LIMIT = 127
 ROUNDINGS = ("nearest", "gptq")
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of H's diagonal, added to it; the next when the Cholesky factor fails
 BLOCK = 128  # columns rounded before the rest is updated by one matrix product
+TOGETHER = 1024  # positions or more whose products are summed at once: a sentence alone has few
 ROWS = 8192  # positions sampled for H, or six per weight of an output if that is more
 
 Inputs = list[list[Tensor]]  # per batch, the node's inputs
@@ -60,14 +61,17 @@ def second_moments(node: FloatNode, inputs: Inputs, seed: int) -> Tensor:
     """(g, k, k): H over positions drawn at random from every batch."""
     wanted = max(ROWS, 6 * node.parameters["weight"][0].numel()) // len(inputs) + 1
     generator = torch.Generator().manual_seed(seed)
-    products, sums, count = 0.0, 0.0, 0
-    for x, *_ in inputs:
+    products, sums, count, gathered = 0.0, 0.0, 0, []
+    for i, (x, *_) in enumerate(inputs):
         positions = x[..., 0].numel() if node.op == "linear" else len(x) * node.shape[2] * node.shape[3]
-        rows = rows_at(node, x, torch.randperm(positions, generator=generator)[:wanted])
-        rows = rows.transpose(0, 1)  # (g, p, k)
+        gathered.append(rows_at(node, x, torch.randperm(positions, generator=generator)[:wanted]))
+        if i + 1 < len(inputs) and sum(map(len, gathered)) < TOGETHER:
+            continue
+        rows = torch.cat(gathered).transpose(0, 1)  # (g, p, k)
         products = products + (rows.transpose(1, 2) @ rows).double()
         sums = sums + rows.sum(1, dtype=torch.float64)
         count += rows.shape[1]
+        gathered = []
     return products - sums[:, :, None] * sums[:, None] / count
 
 
