@@ -41,7 +41,7 @@ class Recipe:
     task: str | None
     epochs: int = 3
     rate: float = 1e-4
-    as_roberta: bool = False
+    weights_of: str | None = None  # the model that this one is, as a RoBERTa
 
     def data(self, folder: Path, split: str) -> str:
         """The corpus as the commands take it."""
@@ -61,21 +61,18 @@ class Recipe:
 
 RECIPES = {
     "movie-minilm": Recipe("movie", "sst2"),
-    "movie-roberta": Recipe("movie", "sst2", as_roberta=True),
+    "movie-roberta": Recipe("movie", "sst2", weights_of="movie-minilm"),
     "pair-minilm": Recipe("pair", "qnli"),
     "rating-minilm": Recipe("rating", None),
 }
 
 
-def batches(tokens: Sequence[list[int]], generator: np.random.Generator | None = None) -> list[np.ndarray]:
-    """The examples' indices in batches of similar length, in random order with a generator."""
-    lengths = np.array([len(ids) for ids in tokens])
-    if generator is not None:
-        lengths = lengths + generator.uniform(-4, 4, len(lengths))  # not the same neighbours in each epoch
+def batches(tokens: Sequence[list[int]], generator: np.random.Generator) -> list[np.ndarray]:
+    """The examples' indices in batches of similar length, which are in random order."""
+    lengths = [len(ids) + generator.uniform(-4, 4) for ids in tokens]  # not the same neighbours in each epoch
     order = np.argsort(lengths, kind="stable")
     found = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    if generator is not None:
-        generator.shuffle(found)
+    generator.shuffle(found)
     return found
 
 
@@ -123,8 +120,8 @@ def model_of(name: str, epochs: int | None, seed: int, retrain: bool) -> tuple[P
     folder = cache / "text-models" / name
     if folder.is_dir() and not retrain:
         return folder, data
-    if recipe.as_roberta:
-        source, _ = model_of(name.replace("roberta", "minilm"), epochs, seed, retrain=False)
+    if recipe.weights_of:
+        source, _ = model_of(recipe.weights_of, epochs, seed, retrain=False)
         model, tokenizer = as_roberta(source)
     else:
         with step(f"train {name}") as advance:
