@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from text_graphs import random_text_graph, sentences
 
 import intq
 from intq import artifact
@@ -28,7 +29,7 @@ sys.meta_path.insert(0, Absent())
 import numpy as np
 import intq
 network = intq.compile(folder)
-np.save(folder + "/scores.npy", network(np.load(folder + "/pixels.npy")))
+np.save(folder + "/scores.npy", network(np.load(folder + "/input.npy")))
 """
 
 
@@ -45,14 +46,24 @@ def closure(*distributions: str) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory):
+def images():
+    checkpoint = domain.random("small_resnet", 0)
+    pixels = random_images(3, checkpoint.input_size, seed=5, channels=1)
+    return domain.quantize(checkpoint, None, samples=4, seed=0), pixels
+
+
+def texts():
+    return random_text_graph(0, layers=1), sentences(3, 17)
+
+
+@pytest.fixture(scope="module", params=[images, texts])
+def deployed(request, tmp_path_factory):
     """A compiled artifact with an input beside it."""
     folder = tmp_path_factory.mktemp("deployed") / "net"
-    checkpoint = domain.random("small_resnet", 0)
-    artifact.save(domain.quantize(checkpoint, None, samples=4, seed=0), folder)
+    graph, array = request.param()
+    artifact.save(graph, folder)
     intq.compile(folder)
-    np.save(folder / "pixels.npy", random_images(3, checkpoint.input_size, seed=5, channels=1))
+    np.save(folder / "input.npy", array)
     return folder
 
 
@@ -63,5 +74,5 @@ def test_a_deployed_network_runs_on_numpy_safetensors_and_tvm_alone(deployed):
     assert not allowed & {"torch", "transformers", "typer", "rich", "PIL", "scipy"}
     run = subprocess.run([sys.executable, "-c", DEPLOYED, deployed, *allowed], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (expected,) = reference.run(artifact.load(deployed), np.load(deployed / "pixels.npy"))
+    expected, *_ = reference.run(artifact.load(deployed), np.load(deployed / "input.npy"))
     assert np.array_equal(np.load(deployed / "scores.npy"), expected)

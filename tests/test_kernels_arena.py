@@ -5,6 +5,7 @@ import pytest
 from graphs import random_graph
 from hypothesis import given
 from hypothesis import strategies as st
+from text_graphs import random_text_graph, sentences
 
 from intq.backends import reference
 from intq.kernels import arena, lower, runtime
@@ -60,17 +61,37 @@ def test_any_batch_after_any_other(seed):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_library_runs_by_itself_through_relax(tmp_path):
+def test_texts_of_any_length_after_any_other():
+    """More shapes than plans are kept: larger ones than before, smaller ones in the same places, and old ones again."""
+    graph = random_text_graph(1, layers=1)
+    network = runtime.compile(graph, threads=1)
+    shapes = [
+        (1, 9),
+        (1, 24),
+        (2, 5),
+        (1, 3),
+        (4, 24),
+        *((1, s) for s in range(10, 10 + runtime.PLANS)),
+        (2, 5),
+        (1, 24),
+    ]
+    for n, s in shapes:
+        ids = sentences(n, s, seed=s)
+        np.testing.assert_array_equal(network(ids), reference.run(graph, ids)[0])
+
+
+@pytest.mark.parametrize("make, sizes", [(random_graph, {"n": 3}), (random_text_graph, {"n": 3, "s": 7})])
+def test_the_library_runs_by_itself_through_relax(make, sizes, tmp_path):
     """`main` is what a host without Python calls: inputs and packed constants in, outputs out."""
     import tvm
     from tvm import relax
 
-    graph = random_graph(1)
+    graph = make(1)
     library = lower.build(graph).keep(tmp_path)
-    network = runtime.load(graph, library)
+    network = runtime.load(graph, library, 1)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     rng = np.random.default_rng(0)
-    inputs = [rng.integers(v.low, v.high, bind_shape(v.shape, {"n": 3})).astype(v.dtype) for v in graph.inputs]
+    inputs = [rng.integers(v.low, v.high, bind_shape(v.shape, sizes)).astype(v.dtype) for v in graph.inputs]
     constants = [constant for layer in network.layers for constant in layer.constants]
     results = machine["main"](*map(tvm.runtime.tensor, inputs), constants)
     for ours, theirs in zip(results, reference.run(graph, *inputs), strict=True):
