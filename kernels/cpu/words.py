@@ -108,7 +108,7 @@ class Lifted:
         return replace(self, level=self.level + level)
 
     def shifted(self, right: int) -> Words:
-        """``((x << l) + c) >> r = (x + (c >> l)) >> (r - l)``. The sum saturates where the result exceeds a byte anyway."""
+        """``((x << l) + c) >> r = (x + (c >> l)) >> (r - l)``; the sum saturates where the result is no byte anyway."""
         parts = []
         for x, lift in zip(self.words.parts, self.lift.parts, strict=True):
             level, places = (splat(value, "int16", lanes(x)) for value in (self.level, right))
