@@ -1,5 +1,6 @@
 """The comparison with the peers, end to end on a small network."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ SMALL = "small_mobilenet_v2"
 @pytest.fixture
 def peers(root, monkeypatch):
     """The modules of scripts/peers."""
+    importlib.import_module("onnxruntime.transformers")  # it extends sys.path once, and monkeypatch would undo that
     monkeypatch.syspath_prepend(root / "scripts" / "peers")
 
 

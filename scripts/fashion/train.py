@@ -13,11 +13,12 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from intq.assets import cache_folder
 from intq.backends import torch as integers
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
 from intq.vision import domain
-from intq.vision.assets import asset, cache_folder
+from intq.vision.assets import asset
 from intq.vision.checkpoint import Checkpoint, load
 from intq.vision.data import open_dataset
 from intq.vision.evaluate import evaluate
