@@ -50,7 +50,7 @@ def everywhere(body, *arrays: np.ndarray) -> np.ndarray:
 def test_rescale_rounds_the_real_quotient_once_with_halves_up(x, m, shift, zero_point):
     low, high = -(2**40), 2**40
     offset = (zero_point << shift) + (1 << (shift - 1))
-    if not all(-(2**63) <= v * m + offset < 2**63 for v in x):
+    if not all(-(2**63) <= v < 2**63 for v in (offset, *(v * m + offset for v in x))):
         return  # a graph in which this could happen is rejected
     got = everywhere(
         lambda L, x, m, o, s: rescale(L, [(x, m)], o, s, low, high),
