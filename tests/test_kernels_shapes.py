@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from intq.backends import reference
+from intq.curves import fit
 from intq.errors import IntqError
 from intq.fixedpoint import rescale
 from intq.graph import Graph, make_node
 from intq.kernels import audit, lower, pack, runtime
+from intq.kernels.cpu.build import kernel, local, parallel_region
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import linear_plan, plan
 from intq.kernels.cpu.runs import runs
 from intq.kernels.targets import choose
-from intq.value import Value
+from intq.value import DTYPE_RANGE, Value, bind_shape
 
 
 def here() -> list[str]:
@@ -116,6 +118,65 @@ def test_shapes_at_their_edges(isa, tmp_path):
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, batch {batch}")
 
 
+def linear(number, rng, k, co, dtype="uint8", residual=None, curve=False):
+    """(inputs, node) of a linear layer over n texts of s tokens."""
+    inputs = (Value(f"x{number}", ("n", "s", k), "uint8", 0, 255),)
+    weight = rng.integers(-127, 128, (co, k)).astype(np.int8)
+    constants = {"weight": weight, **spread(weight, rng)}
+    low, high = DTYPE_RANGE[dtype]
+    attrs = {"low": low, "high": high}
+    if dtype == "int16":
+        constants["shift"] = constants["shift"] - np.int32(7)
+    if residual:
+        inputs += (Value(f"r{number}", ("n", "s", co), residual, *DTYPE_RANGE[residual]),)
+        constants["residual_multiplier"] = rng.integers(-(2**30), 2**30, co).astype(np.int32)
+    if curve:
+        made = fit(np.tanh, -4.0, 4.0, 2 / high, 3, dtype)
+        constants["curve"] = made.coefficients
+        constants["shift"] = constants["shift"] - np.int32(7)
+        attrs |= {"drop": made.drop, "function": "tanh"}
+    node = make_node("linear", f"y{number}", inputs, dtype=dtype, attrs=attrs, constants=constants)
+    return inputs, node
+
+
+def linears(rng) -> Graph:
+    """Linear layers side by side: K and columns that fill tiles and that do not."""
+    cases = [  # k, co, dtype, residual, curve
+        (768, 64, "uint8", None, False),
+        (832, 96, "int16", "int16", False),  # 13 steps of K
+        (100, 40, "int16", "int32", False),  # the last step overlaps the one before, columns do not fill a block
+        (64, 33, "uint8", "uint8", False),
+        (36, 3, "int32", None, False),
+        (66, 20, "uint8", None, False),  # rows that AMX does not read in place
+        (96, 64, "uint8", None, True),
+        (48, 40, "int16", None, True),
+        (3072, 64, "uint8", None, False),  # the rows of a core's cache are few
+    ]
+    parts = [linear(i, rng, *case) for i, case in enumerate(cases)]
+    return Graph(tuple(x for xs, _ in parts for x in xs), tuple(n for _, n in parts), tuple(n.name for _, n in parts))
+
+
+@pytest.mark.parametrize("isa", here())
+def test_linear_layers_over_any_number_of_rows(isa, tmp_path):
+    """Fewer rows than a tile, tiles that overlap, more rows than share weights; on one thread and on two."""
+    rng = np.random.default_rng(11)
+    graph = linears(rng)
+    library = lower.build(graph, "cpu", isa).keep(tmp_path)
+    for threads in (1, 2):
+        network = runtime.load(graph, library, threads)
+        some = tuple(rng.integers(1, 18, 2))
+        for n, s in [(1, 1), (1, 2), (1, 5), (3, 7), (1, 33), (2, 64), (1, 291), (5, 140), some]:
+            sizes = {"n": int(n), "s": int(s)}
+            inputs = [
+                rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True).astype(v.dtype)
+                for v in graph.inputs
+            ]
+            expected = reference.run(graph, *inputs)
+            for _ in range(3):  # threads that step on each other do so now and then
+                for name, ours, theirs in zip(graph.outputs, network(*inputs), expected, strict=True):
+                    np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {n} texts of {s} tokens")
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("channels", [1, 7, 16, 24, 33, 64, 96, 144, 1000])
 def test_runs_cover_every_channel_once(isa, channels):
@@ -193,3 +254,12 @@ def runtime_peak(isa: str, threads: int) -> float:
     from intq.kernels.peak import peak
 
     return peak(isa, threads)
+
+
+def test_a_buffer_that_threads_would_share_is_refused():
+    def write(n, out):
+        with parallel_region():
+            local(16, "int32")
+
+    with pytest.raises(ValueError, match="outside of a parallel loop"):
+        kernel("shared", [(("n",), "int32")], write)

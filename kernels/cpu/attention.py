@@ -18,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.fixedpoint import reciprocal
 from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.build import i64, keep_last, kernel, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
@@ -29,6 +29,8 @@ from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.shuffle import fold
 from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
 from intq.ops.attention import mean_of, share_of, weight_of
+
+LAST = 3  # where a thread's state holds its last unit
 
 
 class SumDialect(TvmDialect):
@@ -76,7 +78,7 @@ _DIALECTS = {"words": WordDialect, "narrow": NarrowDialect, "wide": TvmDialect}
 class _Scratch:
     """A thread's memory. What is packed of a head stays until the thread comes to the next one."""
 
-    state: object  # (3,) the head that is packed; where it begins and the first query of the unit that waits
+    state: object  # (4,) the head that is packed; where it begins and the first query of the unit that waits; LAST
     keys: object  # tile by tile of 16 keys, all of depth
     values: object  # tile by tile of 16 channels, all keys
     penalties: object  # (keys,) what scores begin at, for the sample
@@ -127,7 +129,9 @@ class _Writer:
                 with serial(ROWS * heads.depth) as i:
                     T.buffer_store(panel, tirx.const(0, str(panel.dtype)), [i])
             blocks = T.Bind((s + (ROWS - 1)) // ROWS)
-            with parallel(self.batch * heads.count * blocks) as unit:
+            units = T.Bind(self.batch * heads.count * blocks)
+            keep_last(units, memory.state, LAST)
+            with parallel(units) as unit:
                 head, row = T.Bind(unit // blocks), T.Bind(unit % blocks * ROWS)
                 sample = T.Bind(head // heads.count)
                 origin = T.Bind(sample * s * heads.channels + head % heads.count * heads.size)
@@ -143,13 +147,14 @@ class _Writer:
                 product(heads.isa.name, weights, values, heads.columns // TILE, sums)
                 for i, value in enumerate((head, origin, row)):
                     T.buffer_store(memory.state, value, [i64(i)])
-            self._finish(memory)
+                with T.If(unit == memory.state[i64(LAST)]), T.Then():
+                    self._finish(memory)
 
     @contextmanager
     def _scratch(self):
         heads, layout, keys = self.heads, self.layout, self.heads.keys
         sizes = {
-            "state": (3, "int64"),
+            "state": (LAST + 1, "int64"),
             "keys": (keys * heads.depth, layout.right),
             "values": (keys * heads.columns, layout.right),
             "penalties": (keys, "int32"),

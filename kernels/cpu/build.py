@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 STACK_BYTES = 1024
+_loops = []  # the parallel loops that are being written
 CPU = 1  # TVM's number of the device
 
 
@@ -72,11 +73,21 @@ def parallel(extent, barrier: bool = False):
     wait = T.attr(tirx.const(0), "pragma_parallel_barrier_when_finish", 1) if barrier else nullcontext()
     once = isinstance(extent, int) and extent == 1  # TVM would drop the loop, and every thread would run the body
     with wait, T.parallel(i64(0), i64(2 if once else extent)) as i:
-        if once:
-            with T.If(i < 1), T.Then():
-                yield i64(0)
-        else:
-            yield i
+        _loops.append(i)
+        try:
+            if once:
+                with T.If(i < 1), T.Then():
+                    yield i64(0)
+            else:
+                yield i
+        finally:
+            _loops.pop()
+
+
+def keep_last(extent, state, place: int) -> None:
+    """state[place] = the last iteration that ``parallel(extent)`` gives this thread."""
+    with parallel(extent) as i:
+        T.buffer_store(state, i, [i64(place)])
 
 
 def serial(extent):
@@ -127,8 +138,11 @@ def workspace(size: int, dtype: str):
 def local(size: int, dtype: str):
     """A small buffer of one thread, on its stack; used at constant places only, it becomes registers.
 
-    TVM keeps less than 1 KB on the stack: what is larger comes from its workspace, see :func:`workspace`.
+    In parallel loops only: from elsewhere in a region TVM moves it out, and all threads would share it. TVM keeps less
+    than 1 KB on the stack. In both cases :func:`workspace` is there.
     """
+    if not _loops:
+        raise ValueError("a local buffer outside of a parallel loop would be all threads'")
     if size * np.dtype(dtype).itemsize >= STACK_BYTES:
         raise ValueError(f"{size} {dtype} are too many for the stack")
     return T.alloc_buffer((size,), dtype, scope="global", align=64)

@@ -4,20 +4,22 @@ A unit of work is 32 columns by two hardware tiles of rows. The tile unit multip
 vector units meanwhile rescale the sums of the unit before, a few rows after each step of K, so that neither waits.
 Half of the sums' memory is being filled while the other is read.
 
-Threads take units column by column: the weights of 32 columns stay in a core's first cache while all rows pass by, and
-those of the next columns are on their way into its second.
+Threads take units column by column: the weights of 32 columns stay in a core's first cache while a group of rows
+passes by, and those of the next columns are on their way into its second. Few rows are one group, of which threads take
+columns of their own. Many are an even number of groups: two threads then take rows of their own, and what one layer has
+left in a core's caches the next one finds there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import i64, local, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.build import i64, keep_last, local, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.lanes import accumulated, narrow, store
 from intq.kernels.cpu.plan import Plan
@@ -26,29 +28,9 @@ from intq.kernels.cpu.runs import DOUBLE
 TILE, WIDTH = 16, DOUBLE.width  # most rows of a hardware tile; columns of a unit
 SUMS = 2 * TILE * WIDTH  # of a unit
 RESIDENT = 2**20  # bytes of A that stay in a core's second cache
+FEW = 8  # pairs of tiles: fewer are one group
 LINE = 64  # bytes of a cache line
 STREAMS, SHARERS = 8, 4  # parts of a block of weights asked for at once; pairs of tiles that ask at most
-
-
-def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
-    """out (rows, co) of x (rows, k), any number of rows: the hardware tiles share them evenly, the last overlapping."""
-    k, columns = plan.k, len(plan.blocks)
-    rows = T.Bind(buffers.x.shape[0] // k)
-    pairs = T.Bind((rows + (2 * TILE - 1)) // (2 * TILE))
-    height = T.Bind((rows + 2 * pairs - 1) // (2 * pairs))
-    most = max(1, RESIDENT // (2 * TILE * k))  # pairs of tiles that share weights
-    with parallel_region():
-        micro.amx_configure(height, plan.step)
-        with workspace(2 * SUMS, "int32") as sums, workspace(8, "int64") as state:
-            writer = _Writer(plan, epilogue, buffers, rows, height, sums, state)
-            writer.wait_for_none()
-            with parallel(pairs * columns) as unit:
-                group = T.Bind(unit // (most * columns))
-                here = T.Bind(tirx.min(i64(most), pairs - group * most))
-                rest = T.Bind(unit - group * (most * columns))
-                writer.unit(T.Bind(rest // here), group * most, T.Bind(rest % here), here)
-            writer.finish()
-        micro.amx_release()
 
 
 @dataclass(frozen=True)
@@ -62,34 +44,104 @@ class _Waiting:
     half: object
 
 
+WAITING = tuple(field.name for field in fields(_Waiting))
+STATE = (
+    *WAITING,
+    "last",  # unit of the thread
+    "size",  # pairs of tiles in a group
+    "group",  # its first pair of tiles
+    "pairs",  # in this group
+    "lines",  # of the next weights that each unit asks for in a step
+    "pair",  # number in the group
+    "column",  # number of the block of columns
+)
+
+
+def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
+    """out (rows, co) of x (rows, k), any number of rows: the hardware tiles share them evenly, the last overlapping."""
+    k, columns = plan.k, len(plan.blocks)
+    rows = T.Bind(buffers.x.shape[0] // k)
+    pairs = T.Bind((rows + (2 * TILE - 1)) // (2 * TILE))
+    height = T.Bind((rows + 2 * pairs - 1) // (2 * pairs))
+    most = max(1, RESIDENT // (2 * TILE * k))
+    groups = T.Bind(tirx.Select(pairs < FEW, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
+    with parallel_region():
+        micro.amx_configure(height, plan.step)
+        with workspace(2 * SUMS, "int32") as sums, workspace(len(STATE), "int64") as memory:
+            state = _State(memory)
+            for name in WAITING:
+                state[name] = i64(0)
+            units = T.Bind(pairs * columns)
+            keep_last(units, memory, STATE.index("last"))
+            state["size"] = (pairs + groups - 1) // groups
+            writer = _Writer(plan, epilogue, buffers, rows, pairs, height, sums, state)
+            with parallel(units) as unit:
+                writer.go_to(unit)
+                writer.unit()
+                with T.If(unit == state["last"]), T.Then():
+                    writer.finish()
+        micro.amx_release()
+
+
+@dataclass(frozen=True)
+class _State:
+    """A thread's numbers by name, in memory: TVM's simplifier never ends where it sees all the divisions in them."""
+
+    memory: object
+
+    def __getitem__(self, name: str):
+        return T.Bind(self.memory[i64(STATE.index(name))])
+
+    def __setitem__(self, name: str, value) -> None:
+        T.buffer_store(self.memory, value, [i64(STATE.index(name))])
+
+
 @dataclass(frozen=True)
 class _Writer:
     plan: Plan
     epilogue: Epilogue
     buffers: Buffers
     rows: object
+    pairs: object
     height: object
     sums: object  # two units'
-    state: object  # a _Waiting
+    state: _State
 
-    def wait_for_none(self) -> None:
-        for i in range(5):
-            T.buffer_store(self.state, i64(0), [i64(i)])
+    def go_to(self, unit) -> None:
+        """Set the group, the pair of tiles and the column: a thread's first by division, the others by counting."""
+        state, columns = self.state, len(self.plan.blocks)
+        with T.If(state["count"] == 0):
+            with T.Then():
+                group = T.Bind(unit // (state["size"] * columns) * state["size"])
+                self._go_to_group(group)
+                rest, pairs = T.Bind(unit - group * columns), state["pairs"]
+                state["column"], state["pair"] = rest // pairs, rest % pairs
+            with T.Else():
+                state["pair"] = state["pair"] + 1
+                with T.If(state["pair"] == state["pairs"]), T.Then():
+                    state["pair"], state["column"] = i64(0), state["column"] + 1
+                    with T.If(state["column"] == columns), T.Then():
+                        state["column"] = i64(0)
+                        self._go_to_group(state["group"] + state["size"])
 
-    def _waiting(self) -> _Waiting:
-        return _Waiting(*(T.Bind(self.state[i64(i)]) for i in range(5)))
+    def _go_to_group(self, first) -> None:
+        state = self.state
+        state["group"], state["pairs"] = first, tirx.min(state["size"], self.pairs - first)
+        state["lines"] = (SHARERS - 1) // state["pairs"] + 1
 
-    def unit(self, block, group, pair, pairs) -> None:
-        """Multiply the rows of tiles number ``group + pair`` by block ``block``; rescale the unit before."""
-        plan, before = self.plan, self._waiting()
+    def unit(self) -> None:
+        """Multiply the rows of a pair of tiles by a block of columns; rescale the unit before."""
+        plan, block, pair = self.plan, self.state["column"], self.state["pair"]
+        before = self._waiting()
         constants = self._constants(before)
+        place = T.Bind(self.state["group"] + pair)
         k, step_bytes = plan.k, 2 * 16 * plan.step
-        starts = [T.Bind(tirx.min((2 * (group + pair) + i) * self.height, self.rows - self.height)) for i in range(2)]
+        starts = [T.Bind(tirx.min((2 * place + i) * self.height, self.rows - self.height)) for i in range(2)]
         weights = T.Bind(block * (step_bytes * plan.steps))
         # the first pairs together ask for the next block, each for its part of eight streams: memory answers many
         # orderly streams faster than one
         stream = plan.steps * step_bytes // STREAMS
-        each = T.Bind(tirx.Select(pair < SHARERS, (SHARERS - 1) // pairs + 1, i64(0)))  # lines of a stream in a step
+        each = T.Bind(tirx.Select(pair < SHARERS, self.state["lines"], i64(0)))  # lines of a stream in a step
         ahead = T.Bind(weights + plan.steps * step_bytes + pair * plan.steps * each * LINE)
         a, w = self.buffers.x, self.buffers.weight
         for i in range(4):
@@ -123,8 +175,11 @@ class _Writer:
             for j in range(2):
                 where = T.address_of(self.sums[half + (i * TILE * WIDTH + j * 16)])
                 micro.amx_instruction("tilestored64", micro.tile(2 * i + j), where, i64(4 * WIDTH))
-        for i, value in enumerate((self.height, *starts, block, half)):
-            T.buffer_store(self.state, value, [i64(i)])
+        for name, value in zip(WAITING, (self.height, *starts, block, half), strict=True):
+            self.state[name] = value
+
+    def _waiting(self) -> _Waiting:
+        return _Waiting(*(self.state[name] for name in WAITING))
 
     def finish(self) -> None:
         """Rescale the last unit."""

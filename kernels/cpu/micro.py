@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import reinterpret, splat
-from intq.kernels.cpu.build import i64, local, ramp, serial
+from intq.kernels.cpu.build import i64, local, ramp, serial, workspace
 from intq.kernels.cpu.plan import Plan, padded_width
 
 
@@ -43,15 +43,15 @@ PREFETCH_L2 = tuple(tirx.const(n, "int32") for n in (0, 2, 1))  # to read; into 
 
 def amx_configure(height, step: int) -> None:
     """Load the tile shapes, ``height`` rows of A by ``step`` bytes of K; once a thread, before the first product."""
-    palette = local(64, "uint8")
     row_bytes = [64] * 4 + [step] * 2 + [64] * 2
     rows = [height] * 6 + [step // 4] * 2
     content = [1] + [0] * 15
     content += [byte for b in row_bytes for byte in (b, 0)] + [0] * 16 + rows + [0] * 8
-    for i, byte in enumerate(content):
-        value = tirx.const(byte, "uint8") if isinstance(byte, int) else byte.astype("uint8")
-        T.buffer_store(palette, value, [i64(i)])
-    amx_instruction("ldtilecfg", T.address_of(palette[i64(0)]))
+    with workspace(64, "uint8") as palette:
+        for i, byte in enumerate(content):
+            value = tirx.const(byte, "uint8") if isinstance(byte, int) else byte.astype("uint8")
+            T.buffer_store(palette, value, [i64(i)])
+        amx_instruction("ldtilecfg", T.address_of(palette[i64(0)]))
 
 
 def amx_release() -> None:
