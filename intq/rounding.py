@@ -92,18 +92,18 @@ def compensate(real: Tensor, h: Tensor) -> Tensor:
     """Integers (g, co/g, k) for ``real`` weights in units of their scale: columns with the largest inputs first."""
     order = torch.argsort(torch.diagonal(h, dim1=1, dim2=2).mean(0), descending=True, stable=True)
     upper = _inverse_factor(h[:, order][:, :, order])
-    rest = real[:, :, order].clone()
+    rest = real[:, :, order].transpose(1, 2).contiguous()  # (g, k, co/g): a column lies together
     q = torch.empty_like(rest)
-    for start in range(0, rest.shape[2], BLOCK):
-        stop = min(start + BLOCK, rest.shape[2])
-        errors = torch.empty_like(rest[:, :, start:stop])
-        for i in range(start, stop):
-            q[:, :, i] = rest[:, :, i].round().clamp(-LIMIT, LIMIT)
-            error = (rest[:, :, i] - q[:, :, i]) / upper[:, None, i, i]
-            rest[:, :, i:stop] -= error[:, :, None] * upper[:, None, i, i:stop]
-            errors[:, :, i - start] = error
-        rest[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
-    return q[:, :, torch.argsort(order)]
+    for start in range(0, rest.shape[1], BLOCK):
+        stop = min(start + BLOCK, rest.shape[1])
+        block, errors = rest[:, start:stop], torch.empty_like(rest[:, start:stop])
+        for i in range(stop - start):
+            factors = upper[:, start + i, start + i : stop]
+            rounded = q[:, start + i].copy_(block[:, i]).round_().clamp_(-LIMIT, LIMIT)
+            error = torch.sub(block[:, i], rounded, out=errors[:, i]).div_(factors[:, :1])
+            block[:, i:].addcmul_(factors[:, :, None], error[:, None], value=-1)
+        rest[:, stop:].baddbmm_(upper[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)
+    return q[:, torch.argsort(order)].transpose(1, 2)
 
 
 def _inverse_factor(h: Tensor) -> Tensor:
