@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import torch
 
+from intq.affines import affine_of_concat, concat_of_affines, fold_affine_backward, fold_affine_forward
 from intq.floatgraph import FloatGraph, FloatNode
+from intq.rewriter import CONTRACTIONS, Rewriter, clamps, renamed, without_unused
 from intq.transformer import first_token_early, merge_embeddings, merge_heads
 
 _FUSES_CLAMP = {"conv2d", "linear", "add", "mul", "affine", "avg_pool2d", "mean", "clamp"}
-_CONTRACTIONS = {"conv2d", "linear"}
 
 
 def simplify(graph: FloatGraph) -> FloatGraph:
@@ -29,11 +30,11 @@ def simplify(graph: FloatGraph) -> FloatGraph:
         merge_heads,
         _compose_functions,
         _pads_to_convolutions,
-        _affine_of_concat,
-        _fold_affine_backward,
-        _concat_of_affines,
+        affine_of_concat,
+        fold_affine_backward,
+        concat_of_affines,
         _join_slices,
-        _fold_affine_forward,
+        fold_affine_forward,
         _clamp_before_move,
         _fuse_clamps,
         _fuse_residuals,
@@ -50,50 +51,8 @@ def prepend_affine(graph: FloatGraph, scale: torch.Tensor, shift: torch.Tensor) 
     while name in graph.shapes():
         name += "_"
     node = FloatNode(name, "affine", (graph.input,), graph.input_shape, {}, {"scale": scale, "shift": shift})
-    nodes = [_renamed(n, {graph.input: name}) for n in graph.nodes]
+    nodes = [renamed(n, {graph.input: name}) for n in graph.nodes]
     return replace(graph, nodes=(node, *nodes))
-
-
-def without_unused(graph: FloatGraph) -> FloatGraph:
-    """The graph without nodes whose value nothing reads."""
-    needed, kept = {graph.output}, []
-    for node in reversed(graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-            kept.append(node)
-    return replace(graph, nodes=tuple(reversed(kept)))
-
-
-def _renamed(node: FloatNode, names: dict[str, str]) -> FloatNode:
-    return replace(node, inputs=tuple(names.get(i, i) for i in node.inputs))
-
-
-class _Rewriter:
-    """A pass in progress: the nodes so far, by name and in order, and the values that others now stand for."""
-
-    def __init__(self, graph: FloatGraph) -> None:
-        self.graph, self.nodes, self.names = graph, {}, {}
-        self.uses = {name: len(users) + (name == graph.output) for name, users in graph.users().items()}
-
-    def resolve(self, node: FloatNode) -> FloatNode:
-        return _renamed(node, self.names)
-
-    def put(self, node: FloatNode) -> None:
-        self.nodes[node.name] = node
-
-    def producer(self, name: str, *ops: str) -> FloatNode | None:
-        """The node that makes a value, when it is one of ``ops`` and nothing else reads the value."""
-        node = self.nodes.get(name)
-        return node if node is not None and node.op in ops and self.uses[name] == 1 else None
-
-    def stand_for(self, old: str, new: str) -> None:
-        """Readers of ``old`` read ``new``, which replaces it."""
-        self.names[old] = new
-        self.uses[new] = self.uses[old]
-
-    def done(self) -> FloatGraph:
-        output = self.names.get(self.graph.output, self.graph.output)
-        return replace(self.graph, nodes=tuple(self.nodes.values()), output=output)
 
 
 def _drop_last_softmax(graph: FloatGraph) -> FloatGraph:
@@ -125,7 +84,7 @@ def _drop_expansions(graph: FloatGraph) -> FloatGraph:
 
 
 def _merge_reshapes(graph: FloatGraph) -> FloatGraph:
-    r, shapes = _Rewriter(graph), graph.shapes()
+    r, shapes = Rewriter(graph), graph.shapes()
     for node in graph.nodes:
         node = r.resolve(node)
         if node.op == "reshape":
@@ -144,7 +103,7 @@ def _merge_reshapes(graph: FloatGraph) -> FloatGraph:
 
 def _compose_functions(graph: FloatGraph) -> FloatGraph:
     """x * sigmoid(x), x * relu6(x + 3) / 6 and the like -> one function, which costs one table and one rounding."""
-    r = _Rewriter(graph)
+    r = Rewriter(graph)
     ways: dict[str, dict[str, tuple[FloatNode, ...]]] = {}  # value -> {root: nodes that compute it from the root}
     for node in graph.nodes:
         found = _ways(node, ways)
@@ -152,11 +111,9 @@ def _compose_functions(graph: FloatGraph) -> FloatGraph:
         curved = {root: body for root, body in found.items() if any(n.op in ("function", "mul") for n in body)}
         if len(curved) > 0 and (node.op != "function" or any(len(body) > 1 for body in curved.values())):
             root, body = max(curved.items(), key=lambda item: len(item[1]))
-            renamed = tuple(_renamed(n, {root: "x"}) for n in body)
+            steps = tuple(renamed(n, {root: "x"}) for n in body)
             name = ".".join(n.attrs.get("function", n.op) for n in body)
-            node = replace(
-                node, op="function", inputs=(root,), attrs={"function": name, "body": renamed}, parameters={}
-            )
+            node = replace(node, op="function", inputs=(root,), attrs={"function": name, "body": steps}, parameters={})
         r.put(node)
     return r.done()
 
@@ -216,95 +173,9 @@ def _channel_pad(node: FloatNode, shape: tuple) -> FloatNode:
 # ---- affine ------------------------------------------------------------------------------------------------------
 
 
-def _clamps(node: FloatNode) -> bool:
-    return math.isfinite(node.low) or math.isfinite(node.high)
-
-
-def _fold_affine_backward(graph: FloatGraph) -> FloatGraph:
-    """affine(conv(x)) -> conv(x) with scaled weights: BatchNorm vanishes; affine(affine(x)) -> affine(x)."""
-    r = _Rewriter(graph)
-    for node in graph.nodes:
-        node = r.resolve(node)
-        before = r.producer(node.inputs[0], "conv2d", "linear", "affine") if node.op == "affine" else None
-        if (
-            before is None
-            or _clamps(before)
-            or len(before.inputs) > 1
-            or (before.op == "linear" and len(node.shape) == 4)
-        ):
-            r.put(node)
-            continue
-        scale, shift = (node.parameters[k].double() for k in ("scale", "shift"))
-        if before.op == "affine":
-            new = {
-                "scale": before.parameters["scale"].double() * scale,
-                "shift": before.parameters["shift"].double() * scale + shift,
-            }
-        else:
-            weight = before.parameters["weight"]
-            new = {
-                "weight": weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1)),
-                "bias": before.parameters["bias"].double() * scale + shift,
-            }
-        r.put(before.with_parameters(**{k: v.float() for k, v in new.items()}))
-        r.stand_for(node.name, before.name)
-    return r.done()
-
-
-def _affine_of_concat(graph: FloatGraph) -> FloatGraph:
-    """affine(concat(convs)) -> concat(affine(conv), ...), so that each part folds into its convolution."""
-    r, shapes = _Rewriter(graph), graph.shapes()
-    for node in graph.nodes:
-        node = r.resolve(node)
-        concat = r.producer(node.inputs[0], "concat") if node.op == "affine" else None
-        foldable = (
-            concat is not None
-            and concat.attrs["axis"] == 1
-            and all(r.producer(i, "conv2d", "linear", "affine") for i in concat.inputs)
-        )
-        if not foldable:
-            r.put(node)
-            continue
-        parts = torch.split_with_sizes_copy(
-            torch.stack([node.parameters["scale"], node.parameters["shift"]]), [shapes[i][1] for i in concat.inputs], 1
-        )
-        inputs = []
-        del r.nodes[concat.name]
-        for i, (name, (scale, shift)) in enumerate(zip(concat.inputs, parts, strict=True)):
-            part = f"{node.name}.{i}"
-            r.put(FloatNode(part, "affine", (name,), shapes[name], {}, {"scale": scale, "shift": shift}, node.module))
-            r.uses[part] = 1
-            inputs.append(part)
-        r.put(replace(concat, inputs=tuple(inputs)))
-        r.stand_for(node.name, concat.name)
-    return without_unused(r.done())
-
-
-def _concat_of_affines(graph: FloatGraph) -> FloatGraph:
-    """concat of affines of slices of one value -> affine(concat(slices)): Inception's transform_input."""
-    r, shapes = _Rewriter(graph), graph.shapes()
-    for node in graph.nodes:
-        node = r.resolve(node)
-        made = [r.nodes.get(i) for i in node.inputs]
-        affine = [m if m is not None and m.op == "affine" and not _clamps(m) else None for m in made]
-        sources = [a.inputs[0] if a else i for a, i in zip(affine, node.inputs, strict=True)]
-        slices = [r.nodes.get(s) for s in sources]
-        one_value = all(s is not None and s.op == "slice" for s in slices) and len({s.inputs for s in slices}) == 1
-        if node.op != "concat" or node.attrs["axis"] != 1 or not any(affine) or not one_value:
-            r.put(node)
-            continue
-        ones = [torch.ones(shapes[s][1]) for s in sources]
-        scale = torch.cat([a.parameters["scale"] if a else o for a, o in zip(affine, ones, strict=True)])
-        shift = torch.cat([a.parameters["shift"] if a else 0 * o for a, o in zip(affine, ones, strict=True)])
-        joined = f"{node.name}.slices"
-        r.put(replace(node, name=joined, inputs=tuple(sources)))
-        r.put(replace(node, op="affine", inputs=(joined,), attrs={}, parameters={"scale": scale, "shift": shift}))
-    return r.done()
-
-
 def _join_slices(graph: FloatGraph) -> FloatGraph:
     """concat of consecutive slices of one value that cover it -> the value."""
-    r, shapes = _Rewriter(graph), graph.shapes()
+    r, shapes = Rewriter(graph), graph.shapes()
     for node in graph.nodes:
         node = r.resolve(node)
         made = [r.nodes.get(i) for i in node.inputs]
@@ -320,64 +191,9 @@ def _join_slices(graph: FloatGraph) -> FloatGraph:
     return r.done()
 
 
-def _fold_affine_forward(graph: FloatGraph) -> FloatGraph:
-    """conv(affine(x)) -> conv(x) where exact: without padding, or on the input, whose padding becomes a value.
-
-    Padding by ``p`` after ``y = scale * x + shift`` is padding by ``(p - shift) / scale`` before it.
-    """
-    r = _Rewriter(graph)
-    for node in graph.nodes:
-        node = r.resolve(node)
-        before = r.nodes.get(node.inputs[0])
-        if before is None or before.op != "affine" or _clamps(before) or node.op not in (*_CONTRACTIONS, "affine"):
-            r.put(node)
-            continue
-        scale, shift = (before.parameters[k].double() for k in ("scale", "shift"))
-        padded = node.op == "conv2d" and any(node.attrs["padding"])
-        if padded and (before.inputs[0] != graph.input or bool((scale == 0).any())):
-            r.put(node)
-            continue
-        if node.op == "affine":
-            own = {k: node.parameters[k].double() for k in ("scale", "shift")}
-            new = {"scale": own["scale"] * scale, "shift": own["scale"] * shift + own["shift"]}
-        elif node.op == "linear":
-            if len(node.shape) == 4:
-                r.put(node)
-                continue
-            weight = node.parameters["weight"].double()
-            new = {"weight": weight * scale, "bias": node.parameters["bias"].double() + weight @ shift}
-        else:
-            new = _fold_into_conv(node, scale, shift, padded)
-        r.put(
-            replace(node, inputs=(before.inputs[0], *node.inputs[1:])).with_parameters(
-                **{k: v.float() for k, v in new.items()}
-            )
-        )
-    return r.done()
-
-
-def _fold_into_conv(node: FloatNode, scale: torch.Tensor, shift: torch.Tensor, padded: bool) -> dict:
-    weight, groups = node.parameters["weight"].double(), node.attrs["groups"]
-    co, ci = weight.shape[:2]
-    per_output = [
-        v.reshape(groups, 1, ci).expand(groups, co // groups, ci).reshape(co, ci, 1, 1) for v in (scale, shift)
-    ]
-    new = {
-        "weight": weight * per_output[0],
-        "bias": node.parameters["bias"].double() + (weight * per_output[1]).sum((1, 2, 3)),
-    }
-    if padded:
-        pad = node.parameters.get("pad", torch.zeros_like(shift)).double()
-        new["pad"] = (pad - shift) / scale
-    return new
-
-
-# ---- fusion ------------------------------------------------------------------------------------------------------
-
-
 def _clamp_before_move(graph: FloatGraph) -> FloatGraph:
     """clamp(concat(a, b)) -> concat(clamp(a), clamp(b)), and likewise for max_pool2d: so that the clamp fuses."""
-    r, shapes = _Rewriter(graph), graph.shapes()
+    r, shapes = Rewriter(graph), graph.shapes()
     for node in graph.nodes:
         node = r.resolve(node)
         move = r.producer(node.inputs[0], "concat", "max_pool2d") if node.op == "clamp" else None
@@ -398,7 +214,7 @@ def _clamp_before_move(graph: FloatGraph) -> FloatGraph:
 
 def _fuse_clamps(graph: FloatGraph) -> FloatGraph:
     """clamp(op(...)) -> op with limits."""
-    r = _Rewriter(graph)
+    r = Rewriter(graph)
     for node in graph.nodes:
         node = r.resolve(node)
         before = r.producer(node.inputs[0], *_FUSES_CLAMP) if node.op == "clamp" else None
@@ -413,15 +229,15 @@ def _fuse_clamps(graph: FloatGraph) -> FloatGraph:
 
 def _fuse_residuals(graph: FloatGraph) -> FloatGraph:
     """add(conv(x), y) -> conv(x, residual=y): one rounding for the convolution, the sum and its activation."""
-    r = _Rewriter(graph)
+    r = Rewriter(graph)
     order = {graph.input: -1} | {n.name: i for i, n in enumerate(graph.nodes)}
     for node in graph.nodes:
         node = r.resolve(node)
         candidates = []
         if node.op == "add" and node.inputs[0] != node.inputs[1]:
             for conv, other in (node.inputs, node.inputs[::-1]):
-                before = r.producer(conv, *_CONTRACTIONS)
-                if before is not None and not _clamps(before) and len(before.inputs) == 1:
+                before = r.producer(conv, *CONTRACTIONS)
+                if before is not None and not clamps(before) and len(before.inputs) == 1:
                     candidates.append((order[conv], before, other))
         if not candidates:
             r.put(node)

@@ -31,6 +31,8 @@ ROOMS = (
         "intq.tokens",
         "intq.widths",
         "intq.emit_transformer",
+        "intq.rewriter",
+        "intq.affines",
         "intq.simplify",
         "intq.calibrate",
         "intq.equalize",
