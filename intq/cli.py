@@ -34,6 +34,8 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output f
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder written by `intq quantize`.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
 
+WEIGHTS = {"weight", "word", "position", "segment"}  # the constants that count as parameters: of layers, and tables
+
 command = functools.partial(console.command, app)
 
 
@@ -137,7 +139,7 @@ def quantize(
       intq quantize roberta-base --random -o roberta-int8
 
     [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"},
-    "notices": [...]}[/]
+    "notices": [...]}; parameters: weights, those of embeddings too[/]
     """
     check_output(output, force)
     use_threads(threads)
@@ -164,7 +166,7 @@ def quantize(
         "artifact": str(output),
         "model": graph.metadata["model"],
         "nodes": len(graph.nodes),
-        "parameters": sum(node.constants["weight"].size for node in graph.nodes if "weight" in node.constants),
+        "parameters": sum(n.constants[name].size for n in graph.nodes for name in WEIGHTS & n.constants.keys()),
         "bytes": size,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
         "notices": graph.metadata.get("notices", []),

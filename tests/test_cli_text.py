@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from test_cli import answer, complaint, invoke
 from text_models import save_tiny
 from texts import A, B, write, write_glue
@@ -46,6 +47,8 @@ def net(checkpoints, glue, tmp_path_factory):
     folder = tmp_path_factory.mktemp("text") / "sst2-int8"
     value = answer("quantize", checkpoints / "classification", "--task", "sst2", "--data", glue, "-o", folder)
     assert value["model"] == "classification" and value["overflow"]["proven"] is True
+    floats = load_file(checkpoints / "classification" / "model.safetensors").values()
+    assert value["parameters"] == sum(x.size for x in floats if x.ndim == 2)  # embeddings too; neither biases nor norms
     assert value["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return folder
 
