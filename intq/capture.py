@@ -19,6 +19,7 @@ from intq.aten import TAKES, Build, Unsupported
 from intq.aten.text import Derived
 from intq.errors import IntqError
 from intq.floatgraph import BATCH, TOKENS, FloatGraph
+from intq.rewriter import without_unused
 
 
 def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
@@ -66,7 +67,10 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
                 f"cannot take the exported node {node.name!r} ({node.op}); keep control flow out of the model"
             )
     graph = FloatGraph(graph_input, build.shapes[graph_input], tuple(build.nodes), output, tuple(build.notices))
-    return _without_unused(graph)
+    graph = without_unused(graph)
+    if graph.input != graph.output and not graph.users().get(graph.input):
+        raise IntqError("the model's answer does not depend on its input; there is nothing to quantize")
+    return graph
 
 
 def _vocabulary(ids: torch.fx.Node, values: dict) -> int:
@@ -251,14 +255,3 @@ class _Storage:
         variable.add(node)
         self.variable[node] = variable
         return [other for other in variable if other is not node]
-
-
-def _without_unused(graph: FloatGraph) -> FloatGraph:
-    needed, kept = {graph.output}, []
-    for node in reversed(graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-            kept.append(node)
-    if graph.input not in needed:
-        raise IntqError("the model's answer does not depend on its input; there is nothing to quantize")
-    return FloatGraph(graph.input, graph.input_shape, tuple(reversed(kept)), graph.output, graph.notices)

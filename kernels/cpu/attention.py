@@ -18,7 +18,18 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.fixedpoint import reciprocal
 from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, keep_last, kernel, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.build import (
+    State,
+    i64,
+    keep_last,
+    kernel,
+    parallel,
+    parallel_region,
+    ramp,
+    serial,
+    state,
+    workspace,
+)
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
@@ -30,7 +41,12 @@ from intq.kernels.cpu.shuffle import fold
 from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
 from intq.ops.attention import mean_of, share_of, weight_of
 
-LAST = 3  # where a thread's state holds its last unit
+STATE = (
+    "head",  # that is packed, and of the unit that waits; none is -1
+    "origin",  # where that begins
+    "row",  # the first query of the unit that waits
+    "last",  # unit of the thread
+)
 
 
 class SumDialect(TvmDialect):
@@ -78,7 +94,7 @@ _DIALECTS = {"words": WordDialect, "narrow": NarrowDialect, "wide": TvmDialect}
 class _Scratch:
     """A thread's memory. What is packed of a head stays until the thread comes to the next one."""
 
-    state: object  # (4,) the head that is packed; where it begins and the first query of the unit that waits; LAST
+    state: State
     keys: object  # tile by tile of 16 keys, all of depth
     values: object  # tile by tile of 16 channels, all keys
     penalties: object  # (keys,) what scores begin at, for the sample
@@ -123,20 +139,19 @@ class _Writer:
         heads, s, keys = self.heads, self.tokens, T.Bind(self.keys)
         packer = Packer(heads, s, keys)
         with self._scratch() as memory:
-            for i in range(3):
-                T.buffer_store(memory.state, i64(-1), [i64(i)])
+            memory.state["head"] = -1
             for panel in (memory.queries, memory.panel):  # zeros stay behind the head's channels
                 with serial(ROWS * heads.depth) as i:
                     T.buffer_store(panel, tirx.const(0, str(panel.dtype)), [i])
             blocks = T.Bind((s + (ROWS - 1)) // ROWS)
             units = T.Bind(self.batch * heads.count * blocks)
-            keep_last(units, memory.state, LAST)
+            keep_last(units, memory.state)
             with parallel(units) as unit:
                 head, row = T.Bind(unit // blocks), T.Bind(unit % blocks * ROWS)
                 sample = T.Bind(head // heads.count)
                 origin = T.Bind(sample * s * heads.channels + head % heads.count * heads.size)
-                with T.If(memory.state[i64(0)] != head), T.Then():
-                    with T.If(memory.state[i64(0)] // heads.count != sample), T.Then():
+                with T.If(memory.state["head"] != head), T.Then():
+                    with T.If(memory.state["head"] // heads.count != sample), T.Then():
                         packer.penalties(memory, self.buffers["mask"], self.scalar, sample)
                     packer.pack_keys(memory, self.buffers["k"], origin)
                     packer.pack_values(memory, self.buffers["v"], origin)
@@ -145,16 +160,14 @@ class _Writer:
                 weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
                 sums = Matrix(memory.sums, i64(0), heads.columns)
                 product(heads.isa.name, weights, values, heads.columns // TILE, sums)
-                for i, value in enumerate((head, origin, row)):
-                    T.buffer_store(memory.state, value, [i64(i)])
-                with T.If(unit == memory.state[i64(LAST)]), T.Then():
+                memory.state["head"], memory.state["origin"], memory.state["row"] = head, origin, row
+                with T.If(unit == memory.state["last"]), T.Then():
                     self._finish(memory)
 
     @contextmanager
     def _scratch(self):
         heads, layout, keys = self.heads, self.layout, self.heads.keys
         sizes = {
-            "state": (LAST + 1, "int64"),
             "keys": (keys * heads.depth, layout.right),
             "values": (keys * heads.columns, layout.right),
             "penalties": (keys, "int32"),
@@ -174,7 +187,8 @@ class _Writer:
             if heads.isa.name == "amx":
                 amx_configure(ROWS, layout.depth)
             taken = {key: stack.enter_context(workspace(*size)) for key, size in sizes.items()}
-            yield _Scratch(**{"first": taken["penalties"]} | taken)
+            numbers = stack.enter_context(state(*STATE))
+            yield _Scratch(numbers, **{"first": taken["penalties"]} | taken)
             if heads.isa.name == "amx":
                 amx_release()
 
@@ -267,8 +281,8 @@ class _Writer:
 
     def _finish(self, memory) -> None:
         """Divide the unit that waits by its sums of weights, and store it."""
-        with T.If(memory.state[i64(0)] >= 0), T.Then():
-            origin, row = T.Bind(memory.state[i64(1)]), T.Bind(memory.state[i64(2)])
+        with T.If(memory.state["head"] >= 0), T.Then():
+            origin, row = memory.state["origin"], memory.state["row"]
             self._shares(memory)
             with serial(tirx.min(i64(ROWS), self.tokens - row)) as r:
                 at = T.Bind(origin + (row + r) * self.heads.channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
@@ -84,12 +85,6 @@ def parallel(extent, barrier: bool = False):
             _loops.pop()
 
 
-def keep_last(extent, state, place: int) -> None:
-    """state[place] = the last iteration that ``parallel(extent)`` gives this thread."""
-    with parallel(extent) as i:
-        T.buffer_store(state, i, [i64(place)])
-
-
 def serial(extent):
     """A loop with a 64-bit counter."""
     return T.serial(i64(0), i64(extent))
@@ -133,6 +128,37 @@ def workspace(size: int, dtype: str):
     pointer = T.Bind(Call(call.op, call.args, ret_ty=PointerType(PrimType(dtype))))
     yield T.decl_buffer((size,), dtype, data=pointer, align=64)
     T.evaluate(tirx.op.TVMBackendFreeWorkspace(CPU, 0, pointer))
+
+
+@dataclass(frozen=True)
+class State:
+    """A thread's int64 numbers by name, in memory, where they outlast a unit of work.
+
+    By way of memory TVM's simplifier does not see where they come from: on nested divisions by each other it takes
+    longer than anybody waits.
+    """
+
+    memory: object
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str):
+        return T.Bind(self.memory[i64(self.names.index(name))])
+
+    def __setitem__(self, name: str, value) -> None:
+        T.buffer_store(self.memory, i64(value), [i64(self.names.index(name))])
+
+
+@contextmanager
+def state(*names: str):
+    """A State at the top of the parallel region, see :func:`workspace`."""
+    with workspace(len(names), "int64") as memory:
+        yield State(memory, names)
+
+
+def keep_last(extent, numbers: State) -> None:
+    """numbers["last"] = the last iteration that ``parallel(extent)`` gives this thread."""
+    with parallel(extent) as i:
+        numbers["last"] = i
 
 
 def local(size: int, dtype: str):

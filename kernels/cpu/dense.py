@@ -19,7 +19,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import i64, keep_last, local, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.cpu.build import (
+    State,
+    i64,
+    keep_last,
+    local,
+    parallel,
+    parallel_region,
+    ramp,
+    serial,
+    state,
+    workspace,
+)
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.lanes import accumulated, narrow, store
 from intq.kernels.cpu.plan import Plan
@@ -63,37 +74,23 @@ def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
     rows = T.Bind(buffers.x.shape[0] // k)
     pairs = T.Bind((rows + (2 * TILE - 1)) // (2 * TILE))
     height = T.Bind((rows + 2 * pairs - 1) // (2 * pairs))
-    most = max(1, RESIDENT // (2 * TILE * k))
+    most = max(1, RESIDENT // (2 * TILE * k))  # pairs of tiles that share weights
     groups = T.Bind(tirx.Select(pairs < FEW, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
     with parallel_region():
         micro.amx_configure(height, plan.step)
-        with workspace(2 * SUMS, "int32") as sums, workspace(len(STATE), "int64") as memory:
-            state = _State(memory)
+        with workspace(2 * SUMS, "int32") as sums, state(*STATE) as numbers:
             for name in WAITING:
-                state[name] = i64(0)
+                numbers[name] = 0
             units = T.Bind(pairs * columns)
-            keep_last(units, memory, STATE.index("last"))
-            state["size"] = (pairs + groups - 1) // groups
-            writer = _Writer(plan, epilogue, buffers, rows, pairs, height, sums, state)
+            keep_last(units, numbers)
+            numbers["size"] = (pairs + groups - 1) // groups
+            writer = _Writer(plan, epilogue, buffers, rows, pairs, height, sums, numbers)
             with parallel(units) as unit:
                 writer.go_to(unit)
                 writer.unit()
-                with T.If(unit == state["last"]), T.Then():
+                with T.If(unit == numbers["last"]), T.Then():
                     writer.finish()
         micro.amx_release()
-
-
-@dataclass(frozen=True)
-class _State:
-    """A thread's numbers by name, in memory: TVM's simplifier never ends where it sees all the divisions in them."""
-
-    memory: object
-
-    def __getitem__(self, name: str):
-        return T.Bind(self.memory[i64(STATE.index(name))])
-
-    def __setitem__(self, name: str, value) -> None:
-        T.buffer_store(self.memory, value, [i64(STATE.index(name))])
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class _Writer:
     pairs: object
     height: object
     sums: object  # two units'
-    state: _State
+    state: State
 
     def go_to(self, unit) -> None:
         """Set the group, the pair of tiles and the column: a thread's first by division, the others by counting."""
@@ -119,9 +116,9 @@ class _Writer:
             with T.Else():
                 state["pair"] = state["pair"] + 1
                 with T.If(state["pair"] == state["pairs"]), T.Then():
-                    state["pair"], state["column"] = i64(0), state["column"] + 1
+                    state["pair"], state["column"] = 0, state["column"] + 1
                     with T.If(state["column"] == columns), T.Then():
-                        state["column"] = i64(0)
+                        state["column"] = 0
                         self._go_to_group(state["group"] + state["size"])
 
     def _go_to_group(self, first) -> None:
