@@ -50,7 +50,7 @@ TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
 KERNELS_SEE = {"intq.errors", "intq.fixedpoint", "intq.value", "intq.curves", "intq.ops", "intq.graph"}
 DOMAINS_SEE = set().union(*ROOMS[:-1])
-DOMAINS = ("intq.vision", "intq.nlp")
+DOMAINS = ("intq.vision", "intq.nlp", "intq.speech")
 PRETRAINED = {"intq.pretrained", *DOMAINS}
 
 # Third parties that may be imported only where listed; NumPy and safetensors may be imported anywhere.
@@ -64,6 +64,8 @@ ONLY_IN = {
     "datasets": set(DOMAINS),
     "scipy": set(DOMAINS),
     "sklearn": {"intq.nlp"},
+    "yaml": {"intq.speech"},
+    "sentencepiece": {"intq.speech"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }
@@ -75,7 +77,7 @@ ON_CALL = {("intq.graph", "intq.artifact")}
 def modules() -> dict[str, Path]:
     """Every module of the package by its name in code: vision/models/resnet.py is intq.vision.models.resnet."""
     found = {}
-    houses = {"intq": "intq", "vision": "intq.vision", "nlp": "intq.nlp", "kernels": "intq.kernels"}
+    houses = {"intq": "intq", **{name: f"intq.{name}" for name in ("vision", "nlp", "speech", "kernels")}}
     for folder, package in houses.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
