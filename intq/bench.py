@@ -47,7 +47,7 @@ def bench(
     "load_ms", "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}. A layer's
     time is its minimum; k (the products that each output sums), gops (10**9 multiplications and additions a second) and
     peak_share are null for what multiplies nothing; sequence is null where the input is no text, audio where it is no
-    recording. peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with the layers.
+    recording. peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with them.
 
     Raises IntqError when the artifact is damaged, the library cannot run here, or the texts are too long for it.
     """
