@@ -24,6 +24,7 @@ ROOMS = (
     {"intq.artifact"},
     {"intq.functions", "intq.backends"},
     {
+        "intq.frontend",
         "intq.floatgraph",
         "intq.rewriter",
         "intq.aten",
