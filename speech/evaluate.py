@@ -21,14 +21,14 @@ Progress = Callable[[int, int], None]
 
 
 def transcribe(
-    predict: Predict, frames: Frames, decode: Decode, pieces: Sequence[np.ndarray], longest: int = 0
+    predict: Predict, frames: Frames, decode: Decode, pieces: Sequence[np.ndarray]
 ) -> list[str]:
-    """The transcript of each recording, int16 samples (t,), run as one batch padded with zeros (to `longest` or more).
+    """The transcript of each recording, int16 samples (t,), run as one batch padded with zeros.
 
     A row's padding is none of its answer: only the frames that are its own are decoded.
     """
     lengths = np.array([len(piece) for piece in pieces], np.int32)
-    samples = np.zeros((len(pieces), max(longest, lengths.max())), np.int16)
+    samples = np.zeros((len(pieces), lengths.max()), np.int16)
     for row, piece in zip(samples, pieces, strict=True):
         row[: len(piece)] = piece
     scores = np.asarray(predict(samples, lengths))
