@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 
 from intq.errors import IntqError
 
-DOMAINS = ("vision", "nlp")
+DOMAINS = ("vision", "nlp", "speech")
 
 
 @dataclass(frozen=True)
