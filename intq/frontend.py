@@ -254,6 +254,10 @@ class LogMel(nn.Module):
         self.front = front
         self.settings = front.to_json()
 
+    def frames(self, samples):
+        """How many frames so many samples make, a number or a tensor of them."""
+        return (samples + self.front.hop * self.front.extra_frame) // self.front.hop
+
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = torch.ops.intq.log_mel(samples, self.settings, lengths)
         mask = None if lengths is None else valid_frames(self.front, lengths, x.shape[1])

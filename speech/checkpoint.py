@@ -12,6 +12,7 @@ from torch import nn
 from intq.errors import IntqError
 from intq.pretrained import fill
 from intq.speech import nemo
+from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
@@ -38,6 +39,10 @@ class Checkpoint:
     head: Head
     sample_rate: int
     tokenizer: bytes | None = None
+
+    def spelling(self) -> Labels:
+        """What a CTC network's labels spell."""
+        return sentencepiece(self.tokenizer) if self.tokenizer else characters(self.labels)
 
 
 def load(source: str | Path) -> Checkpoint:
