@@ -260,7 +260,7 @@ _LOOPS = {
     "embedding": _embedded,
     "max2d": _unchanged,
     "conv1d": _weighted_frames,
-    "conv2d": _weighted_sum,
+    "conv2d": _weighted_frames,
     "linear": _weighted_sum,
     "sum2d": _window_sum,
 }

@@ -52,9 +52,13 @@ def windows(x: np.ndarray, kernel, stride, dilation=(1, 1)):
 def loop_conv2d(node, x, *further):
     weight, a = node.constants["weight"].astype(np.int64), node.attrs
     co, groups = len(weight), a["groups"]
+    if len(further) > ("residual_multiplier" in node.constants):
+        *further, mask = further
+        x = np.where(mask.astype(bool)[:, :, None, None], x, node.constants["pad_value"])
     x = padded(x, a["padding"], node.constants["pad_value"]).astype(np.int64)
-    out = np.zeros((len(x), *node.output.shape[1:3], co), object)
-    for (i, j), window in windows(x, weight.shape[1:3], a["stride"], a["dilation"]):
+    every = list(windows(x, weight.shape[1:3], a["stride"], a["dilation"]))
+    out = np.zeros((len(x), *(1 + at for at in every[-1][0]), co), object)
+    for (i, j), window in every:
         taps = window.reshape(*window.shape[:3], groups, -1)  # (n, kh, kw, group, ci)
         kernels = weight.reshape(groups, co // groups, *weight.shape[1:])  # (group, co, kh, kw, ci)
         out[:, i, j] = np.einsum("nhwgc,gohwc->ngo", taps, kernels).reshape(len(x), co)

@@ -155,6 +155,8 @@ def _conv1d(inputs, node):
 def _conv2d(inputs, node):
     x, *further = inputs
     a, c = node.attrs, node.constants
+    if masked(inputs, c):
+        x = np.where(further.pop()[..., None, None] == 1, x, c["pad_value"])
     padded = NumpyDialect.pad2d(x, a["padding"], c["pad_value"])
     total = _convolved(padded, c["weight"], a["stride"], a["dilation"], a["groups"])
     return (total, *(f.astype(np.int32) for f in further))

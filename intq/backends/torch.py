@@ -176,8 +176,16 @@ def convolve_unfolded(x: Tensor, weight: Tensor, *, stride, padding, dilation, g
     return (rows @ taps).reshape(n, co, oh, ow).permute(0, 2, 3, 1)
 
 
-def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
-    a, x = node.attrs, x.to(runs[0].weight.dtype)
+def _masked(x: Tensor, mask: Tensor | None, constants: Tensors) -> Tensor:
+    """x (n, frames, ...) with padding where a mask (n, frames) leaves frames out."""
+    if mask is None:
+        return x
+    kept = mask.reshape(*mask.shape, *[1] * (x.ndim - 2)) == 1
+    return torch.where(kept, x, constants["pad_value"].to(x))
+
+
+def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype, mask=None) -> Tensor:
+    a, x = node.attrs, _masked(x.to(runs[0].weight.dtype), mask, constants)
     top, left, bottom, right = a["padding"]
     geometry = {key: a[key] for key in ("stride", "dilation", "groups")} | {"padding": (top, left)}
     alike = (top, left) == (bottom, right)
@@ -188,11 +196,9 @@ def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: t
 
 def _conv1d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype, mask=None) -> Tensor:
     """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
-    a, x = node.attrs, x.to(runs[0].weight.dtype)
-    pad_value, (before, after) = constants["pad_value"].to(x), a["padding"]
-    if mask is not None:
-        x = torch.where(mask[..., None] == 1, x, pad_value)
-    x = TorchDialect.pad2d(x[:, :, None], (before, 0, after, 0), pad_value)
+    a, (before, after) = node.attrs, node.attrs["padding"]
+    x = _masked(x.to(runs[0].weight.dtype), mask, constants)
+    x = TorchDialect.pad2d(x[:, :, None], (before, 0, after, 0), constants["pad_value"])
     geometry = {"stride": (a["stride"], 1), "dilation": (a["dilation"], 1), "groups": a["groups"], "padding": (0, 0)}
     total = _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight[:, :, None], **geometry))
     return total[:, :, 0]
@@ -257,9 +263,9 @@ TEXTS = {"tokens": _tokens, "attention": _attention, "embedding": _embedding}
 def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The operands of a node's body, integers in any type; what a loop adds up is added up in ``dtype``."""
     loop, (x, *further) = OPS[node.op].loop, inputs
-    if loop == "conv1d" and masked(inputs, node.constants):
+    if loop in ("conv1d", "conv2d") and masked(inputs, node.constants):
         *further, mask = further
-        return (_conv1d(x, runs, node, constants, dtype, mask), *further)
+        return (CONTRACTIONS[loop](x, runs, node, constants, dtype, mask), *further)
     if loop in CONTRACTIONS:
         return (CONTRACTIONS[loop](x, runs, node, constants, dtype), *further)
     if loop in WINDOWS:
