@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from intq import dims
 from intq.emit_frames import EMIT as FRAMES
-from intq.emit_frames import conv1d
+from intq.emit_frames import conv1d, mask_of
 from intq.emit_transformer import EMIT as TRANSFORMER
 from intq.emit_transformer import curve_of, halves, high_sums, pad_tokens
 from intq.errors import IntqError
@@ -56,7 +57,6 @@ class _Emitter:
         if graph.reads_samples:
             lengths = Value("lengths", value.shape[:1], "int32", 1, value.longest)
             self.inputs = (value, lengths)
-        self.graph_longest = value.longest
         self.at: dict[str, tuple[Value, tuple[int, ...]]] = {graph.input: (value, order)}
         self.made: dict[tuple, Value] = {}  # transposed and narrowed copies
 
@@ -73,6 +73,16 @@ class _Emitter:
             self.at[node.name] = take(self, node)
         output = self.in_order(self.graph.output, channel_last(len(self.graph.shapes()[self.graph.output])))
         return Graph(self.inputs, tuple(self.nodes), (output.name,), metadata)
+
+    def most(self, dim: dims.Dim) -> int:
+        """The largest that a size can be: of the longest input that the network takes."""
+        value = self.inputs[0]
+        return dims.size(dim, {d: value.longest for d in value.shape[1:] if isinstance(d, str)})
+
+    def kept(self, name: str, source: FloatNode) -> list[Value]:
+        """The mask of a recording's frames, for what sums over the frames of a value; none of other inputs."""
+        frames = self.at[name][0].shape[1]
+        return [mask_of(self, frames, source)] if self.graph.reads_samples and isinstance(frames, str) else []
 
     def add(self, op: str, name: str, inputs, quant: Quant, source: FloatNode, attrs=None, constants=None) -> Value:
         node = make_node(

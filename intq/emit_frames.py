@@ -9,9 +9,12 @@ import numpy as np
 
 from intq import dims
 from intq.floatgraph import FloatNode
+from intq.frontend import FrontEnd, log_mel_node_parts
+from intq.ops.frames import normalize_parts
 from intq.plan import Quant
 from intq.value import Value
 
+FRAMES = (0, 1, 2)  # (n, frames, c)
 MASK = Quant("uint8", 1.0, 0)
 
 
@@ -22,7 +25,7 @@ def mask_of(e, frames: str, node: FloatNode) -> Value:
         samples, lengths = e.inputs
         _, add, divide = dims.parts(frames)
         name = "mask" if add == 0 and divide == 1 else f"mask.{frames}"
-        e.made[key] = e.add("frame_mask", name, [lengths, samples], MASK, node, {"add": add, "divide": divide})
+        e.made[key] = e.add("frame_mask", name, [samples, lengths], MASK, node, {"add": add, "divide": divide})
     return e.made[key]
 
 
@@ -38,9 +41,32 @@ def conv1d(e, node: FloatNode, inputs: list[Value], q: np.ndarray, attrs: dict, 
         "pad_value": np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8),
     }
     attrs = attrs | {key: a[key] for key in ("stride", "padding", "dilation", "groups")}
-    if a["padding"][1] and isinstance(x.shape[1], str):  # without it no window reaches beyond a recording's end
-        inputs = [*inputs, mask_of(e, x.shape[1], node)]
+    if a["padding"][1]:  # without it no window reaches beyond a recording's end
+        inputs = [*inputs, *e.kept(node.inputs[0], node)]
     return e.add("conv1d", node.name, inputs, quant, node, attrs, constants)
 
 
-EMIT = {}
+def log_mel(e, node: FloatNode):
+    attrs, constants, _ = log_mel_node_parts(FrontEnd.from_json(node.attrs["settings"]), e.quants[node.name].scale)
+    return e.add("log_mel", node.name, list(e.inputs), e.quants[node.name], node, attrs, constants), FRAMES
+
+
+def normalize_frames(e, node: FloatNode):
+    x, quant = e.in_order(node.inputs[0], FRAMES), e.quants[node.name]
+    ones = np.ones(x.channels)
+    attrs, constants = normalize_parts(
+        e.quants[node.inputs[0]].scale,
+        ones,
+        0 * ones,
+        quant.scale,
+        quant.zero_point,
+        quant.dtype,
+        longest=e.most(x.shape[1]),
+        correction=node.attrs["correction"],
+        deviation_epsilon=node.attrs["epsilon"],
+    )
+    inputs = [x, *e.kept(node.inputs[0], node)]
+    return e.add("normalize_frames", node.name, inputs, quant, node, attrs, constants), FRAMES
+
+
+EMIT = {"log_mel": log_mel, "normalize_frames": normalize_frames}

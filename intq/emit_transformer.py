@@ -57,7 +57,7 @@ def embedding(e, node: FloatNode):
     for name in ("position", "segment"):
         table = tables.get(name, np.zeros((1, channels)))
         if name == "position" and name not in tables:
-            table = np.zeros((e.graph_longest, channels))
+            table = np.zeros((e.inputs[0].longest, channels))
         scale = max(np.abs(table).max(), 1e-30) / ROW_LIMIT
         constants[name] = np.rint(table / scale).astype(np.int16)
         reals.append(scale / quant.scale)
@@ -92,7 +92,7 @@ def layer_norm(e, node: FloatNode):
 def attention(e, node: FloatNode):
     order, quant = (0, 1, 2), e.quants[node.name]
     inputs = [e.in_order(name, order) for name in node.inputs[:3]]
-    inputs += [e.at[name][0] for name in node.inputs[3:]]
+    inputs += [e.at[name][0] for name in node.inputs[3:]] + e.kept(node.inputs[1], node)
     q, k, v = (e.quants[name].scale for name in node.inputs[:3])
     exponential = FUNCTIONS[node.attrs.get("exponential", "exp")]
 
@@ -112,18 +112,18 @@ def attention(e, node: FloatNode):
         "offset": offset_of(0.0, shift, quant.zero_point),
         "shift": shift,
     }
-    heads, channels, tokens = node.attrs["heads"], node.shape[-1], node.shape[1]
-    longest = tokens if isinstance(tokens, int) else e.graph_longest
-    attrs = {"heads": heads, "size": channels // heads, "longest": longest, "drop": curve.drop}
+    heads, channels = node.attrs["heads"], node.shape[-1]
+    attrs = {"heads": heads, "size": channels // heads, "longest": e.most(node.shape[1]), "drop": curve.drop}
     return e.add("attention", node.name, inputs, quant, node, attrs | limits(node, quant), constants), order
 
 
 def mean_tokens(e, node: FloatNode):
-    x, keep = e.in_order(node.inputs[0], (0, 1, 2)), e.at[node.inputs[1]][0]
+    x = e.in_order(node.inputs[0], (0, 1, 2))
+    (keep,) = [e.at[name][0] for name in node.inputs[1:]] or e.kept(node.inputs[0], node)
     has, quant = e.quants[node.inputs[0]], e.quants[node.name]
     (multiplier,), shift = dyadic_terms([has.scale / quant.scale])
     constants = {"multiplier": multiplier, "offset": offset_of(0.0, shift, quant.zero_point), "shift": shift}
-    attrs = {"longest": e.graph_longest, **limits(node, quant)}
+    attrs = {"longest": e.most(x.shape[1]), **limits(node, quant)}
     return e.add("mean_tokens", node.name, [x, keep], quant, node, attrs, constants), (0, 1)
 
 

@@ -22,6 +22,8 @@ layer_norm      x                           weight, bias; epsilon; over the last
 attention       q, k, v [, mask]            heads, scale: softmax(scale q k^T) v per head; (n, tokens, c), or (n, head,
                                             token, size) as captured
 mean_tokens     x (n, tokens, c) [, mask]   the mean over the tokens that the mask keeps
+log_mel         samples                     settings (JSON of :class:`intq.frontend.FrontEnd`): (n, frames, bands)
+normalize_frames  x (n, frames, c)          epsilon, correction: (x - mean) / (deviation + epsilon) over the frames
 add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
 clamp           x                           low, high
 function        x                           function (name), arguments; or body: nodes computing it from ``"x"``
@@ -48,6 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intq import frontend  # noqa: F401 (its operators)
 from intq.functions import FUNCTIONS
 
 BATCH, TOKENS, SAMPLES = "n", "s", "t"
@@ -297,6 +300,10 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "embedding": _embedding,
     "mask": lambda node, ids: (ids != node.attrs["padding"]).float(),
     "layer_norm": _layer_norm,
+    "log_mel": lambda node, x: torch.ops.intq.log_mel(x, node.attrs["settings"]),
+    "normalize_frames": lambda node, x: torch.ops.intq.normalize_frames(
+        x, node.attrs["epsilon"], node.attrs["correction"]
+    ),
     "attention": _attention,
     "mean_tokens": _mean_tokens,
     "add": lambda node, a, b: a + b,

@@ -30,6 +30,7 @@ from intq import dims
 from intq.errors import IntqError
 from intq.ops.log_mel import FFT_SIZES, GUARDS, PADDINGS, log_mel_parts
 
+LOG_MEL_SCALE = 2.0**-10  # of the integers that stand for logarithms: they reach from -32 to 32
 STD_EPSILON = 1e-5  # added to the deviation
 WINDOWS = {  # of t in [0, 1]
     "hann": lambda t: 0.5 - 0.5 * np.cos(2 * np.pi * t),
@@ -177,7 +178,7 @@ def _from_htk(mel):
     return 700 * (10 ** (mel / 2595) - 1)
 
 
-def log_mel_node_parts(front: FrontEnd, scale: float = 2.0**-10) -> tuple[dict, dict, float]:
+def log_mel_node_parts(front: FrontEnd, scale: float = LOG_MEL_SCALE) -> tuple[dict, dict, float]:
     """(attributes, constants, scale) of the ``log_mel`` node: int16 samples and lengths -> int16 (n, frames, bands).
 
     With the usual scale the result reaches from -32 to 32. Raises IntqError for a guard too small for the integers.

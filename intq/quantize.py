@@ -16,7 +16,8 @@ from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
-from intq.frames import recordings, samples_value, spread_recordings
+from intq.frames import FULL_SCALE, recordings, samples_value, spread_recordings
+from intq.frontend import LOG_MEL_SCALE
 from intq.graph import Graph
 from intq.migrate import migrate
 from intq.plan import MOVES, Plan, Quant, Weights
@@ -262,6 +263,9 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
         largest = max(max(abs(histograms[n].low), abs(histograms[n].high)) for n in fresh) or 1.0
         if pixels and graph.input in names:
             quant = Quant("uint8", 1.0, 0)
+        elif unit := _given_unit(graph, names, makers):
+            narrow.update(dict.fromkeys(names, quant))
+            quant = Quant("int16", unit, 0)
         elif _are_scores(graph, names, fresh, makers, users):
             quant = Quant("int32", largest / INT32_SCORES, 0)
         elif any(name in wide for name in names):
@@ -276,6 +280,13 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
         result = quants[users[function.name][0].name if function.name in lifted else function.name]
         quants[name] = curve_argument(function, histograms[name], result)
     return Plan(graph, quants, narrow, {}, curved, lifted, readers)
+
+
+def _given_unit(graph: FloatGraph, names: list[str], makers: Mapping[str, FloatNode]) -> float | None:
+    """The scale of a recording's samples and of log-mel features, which nobody chooses."""
+    if graph.reads_samples and graph.input in names:
+        return 1 / FULL_SCALE
+    return LOG_MEL_SCALE if any(makers[n].op == "log_mel" for n in names if n in makers) else None
 
 
 def affine_uint8(low: float, high: float) -> Quant:

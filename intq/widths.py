@@ -41,7 +41,7 @@ def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> 
             wide |= {node.name, *node.inputs}
         elif node.op in CONTRACTIONS and len(node.inputs) > 1 and residuals:
             wide |= {node.name, node.inputs[1]}
-        elif node.op in ("layer_norm", "mean_tokens") or (node.op == "affine" and residuals):
+        elif node.op in ("layer_norm", "mean_tokens", "normalize_frames") or (node.op == "affine" and residuals):
             wide.add(node.inputs[0])
         elif node.op in ("shift", "embedding"):
             wide |= {node.name, *node.inputs}

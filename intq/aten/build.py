@@ -139,3 +139,9 @@ def to_frames(build, x: str) -> str:
 def to_channels(build, x: str) -> str:
     """(n, frames, c) as (n, c, frames)."""
     return build.emit("permute", x, shape=swapped(build.shapes[x]), order=LAST)
+
+
+def mean_of_frames(build, x: str) -> str:
+    """The mean of (n, c, frames) over all frames, in whatever shape is asked for."""
+    mean = build.emit("mean_tokens", to_frames(build, x), shape=build.shapes[x][:2])
+    return mean if build.shape == build.shapes[mean] else build.emit("reshape", mean)

@@ -6,7 +6,7 @@ Frames come before channels in the graph, as tokens do: each function permutes w
 
 from __future__ import annotations
 
-from intq.aten.build import Unsupported, parameter, swapped, takes, to_channels, to_frames
+from intq.aten.build import Unsupported, mean_of_frames, parameter, swapped, takes, to_channels, to_frames
 from intq.aten.contractions import bias_of
 
 
@@ -33,9 +33,7 @@ def _conv1d(build, input, weight, bias, stride, padding, dilation, groups):
 def _adaptive_avg_pool1d(build, self, output_size):
     if _one(output_size) != 1:
         raise Unsupported(f"only the mean over all frames is taken, got an output of {_one(output_size)}")
-    n, channels, _ = build.shapes[self]
-    mean = build.emit("mean_tokens", to_frames(build, self), shape=(n, channels))
-    return build.emit("reshape", mean)
+    return mean_of_frames(build, self)
 
 
 @takes("log_mel")

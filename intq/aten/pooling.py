@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from intq.aten.build import Unsupported, affine, cut, join, pair, takes
+from intq.aten.build import Unsupported, affine, cut, join, mean_of_frames, pair, takes
 from intq.aten.text import token_sum
 
 
@@ -82,6 +82,8 @@ def _uneven_pool(build, x: str, size: tuple, out: tuple) -> str:
 def _mean(build, self, dim=None, keepdim=False, dtype=None):
     rank = len(build.shapes[self])
     axes = sorted(d % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim]))
+    if rank == 3 and axes == [2]:  # (n, c, frames)
+        return mean_of_frames(build, self)
     if rank != 4 or axes not in ([2, 3], [2], [3]):
         raise Unsupported(f"only a mean over height and width of (n, c, h, w) is taken, got axes {axes} of rank {rank}")
     if axes == [2, 3]:
