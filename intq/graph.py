@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from intq import dims
 from intq.bounds import Bounds, bounds
 from intq.curves import SEGMENTS
 from intq.errors import IntqError, UnprovenError
@@ -157,17 +158,13 @@ class Graph:
         for value in self.inputs:
             _define(known, value)
         widest = Proof(0, "")
-        longest = [v.longest or math.inf for v in self.inputs if any(isinstance(d, str) for d in v.shape[1:])]
+        longest = {d: v.longest for v in self.inputs for d in v.shape[1:] if isinstance(d, str)}
         for node in self.nodes:
-            if longest and node.attrs.get("longest", math.inf) < max(longest):
-                raise IntqError(
-                    f"{node.name} ({node.op}): proven for at most {node.attrs['longest']} tokens, "
-                    f"but the network takes {max(longest)}"
-                )
             missing = [name for name in node.inputs if name not in known]
             if missing:
                 raise IntqError(f"{node.name} ({node.op}): its input {missing[0]!r} is not defined before it")
             inputs = tuple(known[name] for name in node.inputs)
+            _check_longest(node, inputs, longest)
             shape, proof = _infer(node.op, node.name, inputs, node.attrs, node.constants, node.output.dtype)
             derived = replace(node.output, shape=shape, low=proof.low, high=proof.high)
             if derived != node.output:
@@ -195,6 +192,17 @@ class Graph:
         from intq.artifact import save
 
         save(self, folder)
+
+
+def _check_longest(node: Node, inputs: tuple[Value, ...], longest: Mapping[str, int]) -> None:
+    """That sums over tokens or frames are proven for as many as the network's inputs can make (0: any number)."""
+    if "longest" not in node.attrs or not isinstance(tokens := inputs[0].shape[1], str):
+        return
+    most = dims.size(tokens, longest) if longest[dims.parts(tokens)[0]] else math.inf
+    if most > node.attrs["longest"]:
+        raise IntqError(
+            f"{node.name} ({node.op}): proven for at most {node.attrs['longest']} tokens, but the network takes {most}"
+        )
 
 
 def _define(known: dict[str, Value], value: Value) -> None:

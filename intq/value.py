@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intq import dims
 from intq.errors import IntqError
 
 DTYPE_RANGE = {
@@ -21,7 +22,8 @@ Shape = tuple[int | str, ...]
 class Value:
     """A tensor whose real value is ``scale * (q - zero_point)``, ``low <= q <= high`` proven.
 
-    ``shape``: channel last; a dimension given by a name ("n", the batch; "s", the tokens) is symbolic. ``scale`` and
+    ``shape``: channel last; a dimension given by a name ("n", the batch; "s", the tokens or samples) is symbolic, or
+    follows from one that is ("(s+160)//320", the frames: :mod:`intq.dims`). ``scale`` and
     ``zero_point`` are for people and for the straight-through gradient and never touch data; only a network's input may
     have them per channel (an image's mean and standard deviation). ``longest``: of a network's input, the largest size
     that a symbolic dimension other than the batch may have; 0 for any.
@@ -55,7 +57,7 @@ class Value:
 
 def bind_shape(shape: Shape, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape with every symbolic dimension replaced by its size."""
-    return tuple(sizes[d] if isinstance(d, str) else d for d in shape)
+    return tuple(dims.size(d, sizes) for d in shape)
 
 
 def check_inputs(declared: tuple[Value, ...], arrays) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import tvm
 from tvm import relax, tirx
 
+from intq import dims
 from intq.graph import Graph, Node
 from intq.kernels import pack
 from intq.kernels.cpu import heads, move, pool
@@ -28,6 +30,7 @@ from intq.ops import OPS
 from intq.value import Value
 
 Tensor = tuple[tuple, str]  # (shape, dtype)
+BATCH, TOKENS = "n", "s"  # sizes that keep their names in kernels
 
 
 def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> Library:
@@ -67,12 +70,29 @@ def _kernel(node: Node, values: dict[str, Value], isa: str, kernels: dict[str, t
     """The name of the node's kernel, written into ``kernels`` if no node like it came before; "" for a view."""
     if node.op == "reshape":
         return ""
-    inputs = tuple(values[name] for name in node.inputs)
+    node, inputs = _localized(node, tuple(values[name] for name in node.inputs))
     name = f"{node.op}_{hashlib.sha256(kernel_key(node, inputs).encode()).hexdigest()[:12]}"
     if name not in kernels:
         write = _WRITERS.get(OPS[node.op].loop) or _WRITERS[node.op]
         kernels[name] = write(node, inputs, pack.arrays(node, inputs, isa), isa).with_attr("global_symbol", name)
     return name
+
+
+def _localized(node: Node, inputs: tuple[Value, ...]) -> tuple[Node, tuple[Value, ...]]:
+    """The node as its kernel sees it: every symbolic size is one of its own, whatever it is made of elsewhere.
+
+    So nodes that differ in the size of their frames alone share a kernel.
+    """
+    names: dict[str, str] = {}
+    for value in (*inputs, node.output):
+        for d in value.shape:
+            if isinstance(d, str):
+                names.setdefault(d, d if d in (BATCH, TOKENS) else f"s{len(names)}")
+
+    def local(value: Value) -> Value:
+        return replace(value, shape=tuple(names[d] if isinstance(d, str) else d for d in value.shape))
+
+    return replace(node, output=local(node.output)), tuple(map(local, inputs))
 
 
 def _tensor(value: Value) -> Tensor:
@@ -173,12 +193,18 @@ def _arguments(kernel: tirx.PrimFunc) -> list[Tensor]:
     return [(tuple(buffer.shape), str(buffer.dtype)) for buffer in kernel.params]
 
 
+def _size(dim: str, sizes: dict[str, tirx.Var]):
+    """A symbolic size as an expression of the inputs' sizes."""
+    name, add, divide = dims.parts(dim)
+    return (sizes[name] + add) // divide if (add, divide) != (0, 1) else sizes[name]
+
+
 def _relax(graph: Graph, names, kernels, text: str) -> tvm.IRModule:
     """``main(inputs..., constants)`` calls the kernels in turn; ``description()`` returns ``text``."""
-    sizes = {d: tirx.Var(d, "int64") for value in graph.values.values() for d in value.shape if isinstance(d, str)}
+    sizes = {d: tirx.Var(d, "int64") for value in graph.inputs for d in value.shape if isinstance(d, str)}
 
     def bound(shape: tuple) -> list:
-        return [sizes[d] if isinstance(d, str) else d for d in shape]
+        return [_size(d, sizes) if isinstance(d, str) else d for d in shape]
 
     def info(tensor: Tensor):
         shape, dtype = tensor

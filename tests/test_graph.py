@@ -10,6 +10,7 @@ from text_graphs import LONGEST, VOCABULARY, random_text_graph, sentences
 from intq.backends import reference
 from intq.errors import IntqError, UnprovenError
 from intq.graph import Graph, make_node
+from intq.ops import OPS
 from intq.value import DTYPE_RANGE, Value, bind_shape
 
 
@@ -161,13 +162,19 @@ def test_texts_have_any_length_up_to_the_longest():
 
 
 def test_an_input_longer_than_attention_is_proven_for_is_refused():
-    graph = random_text_graph(1)
-    longer = replace(graph, inputs=(replace(graph.inputs[0], longest=LONGEST + 1),))
-    with pytest.raises(IntqError, match=rf"attention\S* \(attention\): proven for at most {LONGEST} tokens"):
-        at = next(i for i, node in enumerate(graph.nodes) if node.op == "attention")
-        replace(longer, nodes=graph.nodes[at:]).verify()
+    sample = OPS["attention"].samples(np.random.default_rng(0))[1]
+    node = make_node(
+        "attention", "y", sample.inputs, dtype=sample.dtype, attrs=sample.attrs, constants=sample.constants
+    )
+    graph = Graph(sample.inputs, (node,), ("y",))
+    graph.verify()
+    for longest, found in ((sample.attrs["longest"] + 1, sample.attrs["longest"] + 1), (0, "inf")):
+        longer = replace(graph, inputs=tuple(replace(v, longest=longest) for v in graph.inputs))
+        with pytest.raises(IntqError, match=rf"y \(attention\): proven for at most 512 tokens, .* takes {found}"):
+            longer.verify()
+    texts = random_text_graph(1)
     with pytest.raises(IntqError, match="positions for"):
-        longer.verify()
+        replace(texts, inputs=(replace(texts.inputs[0], longest=LONGEST + 1),)).verify()
 
 
 @pytest.mark.parametrize("make", [random_graph, random_text_graph])
