@@ -1,4 +1,4 @@
-"""Folders written by save_pretrained, and hub ids: what every domain's checkpoints have in common.
+"""Files of weights, folders written by save_pretrained, and hub ids: what every domain's checkpoints have in common.
 
 A checkpoint is taken whole or not at all: transformers fills what a file lacks with random numbers, and here that is an
 error. torch and transformers are imported when a model is loaded, huggingface_hub when one is downloaded.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from intq.errors import IntqError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
@@ -120,6 +121,67 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def read_state_dict(file: Path | BinaryIO, source: str) -> dict[str, Tensor]:
+    """The tensors of a file, under keys without the prefixes and wrappers that training scripts add, floats as float32.
+
+    file: safetensors (by its suffix), or what torch.save wrote, of which tensors alone are read: no code in it runs.
+    Raises IntqError when it is damaged, or holds no state dict.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if isinstance(file, Path) and file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            with warnings.catch_warnings():  # about odd pickles, which are refused below
+                warnings.simplefilter("ignore")
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise IntqError(f"{source} is not a whole safetensors file ({error})") from error
+    except Exception as error:  # an unpickler fed with garbage may raise anything
+        refused = "it is damaged, or holds objects besides tensors, which may be code and are never loaded"
+        detail = refused if isinstance(error, UnpicklingError) else first_line(error)
+        raise IntqError(
+            f"{source} does not load as a file of tensors: expected a state dict saved by "
+            f"torch.save(model.state_dict(), path), whole ({detail})"
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise IntqError(f"{source} holds no state dict: expected {{name: tensor}}, as model.state_dict() gives")
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
+    """Load a state dict into a network called `name`, whole; leave it in evaluation mode, without gradients.
+
+    Raises IntqError when weights are missing, left over, of another shape, NaN or infinite. The count of batches that
+    BatchNorm keeps may be missing: old files lack it, and only training reads it.
+    """
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in expected]
+    if missing or unknown:
+        raise IntqError(
+            f"{source}: not the weights of {name}: "
+            + ", ".join([f"{word} {few(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys])
+        )
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise IntqError(
+                f"{source}: {key} has the shape {tuple(value.shape)}, {name} expects {tuple(expected[key].shape)}"
+            )
+    model.load_state_dict(state, strict=False)
+    model.eval().requires_grad_(False)
+    check_finite(model, source)
 
 
 def check_finite(model: nn.Module, source: str) -> None:

@@ -65,6 +65,8 @@ ONLY_IN = {
     "datasets": set(DOMAINS),
     "scipy": set(DOMAINS),
     "sklearn": {"intq.nlp"},
+    "yaml": {"intq.speech"},
+    "sentencepiece": {"intq.speech"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"intq": "intq", "vision": "intq.vision", "nlp": "intq.nlp", "kernels": "intq.kernels"}
+FOLDERS = {"intq": "intq", **{name: f"intq.{name}" for name in ("vision", "nlp", "speech", "kernels")}}
 
 
 def sources(root: Path) -> dict[str, Path]:

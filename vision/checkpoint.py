@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from intq.errors import IntqError
-from intq.pretrained import check_finite, download, few, first_line
+from intq.pretrained import download, few, fill, read_state_dict
 from intq.vision import assets, huggingface
 from intq.vision.labels import default_labels
 from intq.vision.models import ARCHITECTURES, from_state_dict
@@ -66,7 +63,7 @@ def _from_folder(folder: Path, name: str | None = None) -> Checkpoint:
 
 
 def _from_file(path: Path) -> Checkpoint:
-    state = _read_state_dict(path)
+    state = read_state_dict(path, str(path))
     try:
         found = from_state_dict(state)
     except (ValueError, IndexError, ZeroDivisionError, AttributeError, RuntimeError) as error:  # shapes of no network
@@ -77,48 +74,7 @@ def _from_file(path: Path) -> Checkpoint:
             "with torchvision's keys of ResNet, MobileNetV2 or InceptionV3, or of SqueezeNext or EfficientNet-Lite0"
         )
     name, model, preprocess = found
-    expected = model.state_dict()
-    # The auxiliary classifier of InceptionV3 only helps training; old files lack the count that BatchNorm2d keeps.
-    state = {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in expected]
-    if missing or unknown:
-        raise IntqError(
-            f"{path}: not the weights of {name}: "
-            + ", ".join([f"{word} {few(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys])
-        )
-    for key, value in state.items():
-        if value.shape != expected[key].shape:
-            raise IntqError(
-                f"{path}: {key} has the shape {tuple(value.shape)}, {name} expects {tuple(expected[key].shape)}"
-            )
-    model.load_state_dict(state, strict=False)
-    check_finite(model, str(path))
-    model.eval().requires_grad_(False)
+    # The auxiliary classifier of InceptionV3 only helps training.
+    fill(model, {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}, str(path), name)
     classes = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)).out_features
     return Checkpoint(model, preprocess, default_labels(classes), name, preprocess.size)
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, under keys without the prefixes and wrappers that training scripts add."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise IntqError(f"{path} is not a whole safetensors file ({error})") from error
-    except Exception as error:  # an unpickler fed with garbage may raise anything
-        raise IntqError(
-            f"{path} does not load as a file of tensors: expected a state dict saved by torch.save(model.state_dict(), "
-            f"path), whole ({first_line(error)})"
-        ) from error
-    for wrapper in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise IntqError(f"{path} holds no state dict: expected {{name: tensor}}, as model.state_dict() gives")
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

@@ -1,0 +1,70 @@
+"""Checkpoints: a trained speech network with its front end's settings, its labels and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from intq.errors import IntqError
+from intq.frontend import FrontEnd
+from intq.pretrained import fill
+from intq.speech import nemo
+from intq.speech.models import ARCHITECTURES
+from intq.speech.models.heads import Head
+from intq.speech.models.network import SpeechModel
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained speech network in evaluation mode, with all that its audio input and its answer need.
+
+    model: float32 samples (n, t) in [-1, 1) to logits: of head "ctc" (n, frames, labels + 1) with the blank last, of
+        "frames" (n, frames, labels), of "classification" (n, labels). labels: the name of each, without the blank.
+    front: its front end's settings. name: for people; source: the absolute path, "" for random weights.
+    tokenizer: the file of a SentencePiece model whose pieces the labels are, or None.
+    """
+
+    model: nn.Module
+    name: str
+    source: str
+    front: FrontEnd
+    labels: tuple[str, ...]
+    head: Head
+    tokenizer: bytes | None = None
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        return self.front.sample_rate
+
+
+def load(source: str | Path) -> Checkpoint:
+    """The network in `source`: a `.nemo` archive, a folder of its files, or weights with their YAML of the same name.
+
+    Raises IntqError when it is none of them, is unsafe or damaged, describes another kind of model, or has weights that
+    are missing, left over, of another shape, NaN or infinite.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        if str(source) in ARCHITECTURES:
+            raise IntqError(
+                f"{source} is an architecture without weights here: give a checkpoint, or --random for random weights"
+            )
+        raise IntqError(f"there is no file or folder {source}: expected a .nemo checkpoint")
+    path = path.resolve()
+    found = nemo.read(path)
+    try:
+        front = nemo.front_end(found.config)
+        encoder = nemo.encoder(found.config["encoder"])
+        head, decoder, labels = nemo.head(found.config, encoder.channels, found.tokenizer)
+    except IntqError as error:
+        raise IntqError(f"{source}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # settings of the wrong types
+        raise IntqError(f"{source}: its configuration is not as NeMo writes it ({error!r})") from error
+    if front.bands != encoder.bands:
+        raise IntqError(f"{source}: the front end has {front.bands} bands, the encoder takes {encoder.bands}")
+    model = SpeechModel(front, encoder, decoder)
+    fill(model, found.state, str(source), type(encoder).__name__)
+    return Checkpoint(model, path.stem, str(path), front, labels, head, found.tokenizer)

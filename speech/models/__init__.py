@@ -1,0 +1,112 @@
+"""The speech networks by name, as published: what `--random` builds at full size.
+
+A network is a table: a front end's settings, an encoder's, and a head. To add one, add a line to ARCHITECTURES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from intq.errors import IntqError
+from intq.frontend import FrontEnd
+from intq.speech.models.convolutional import BlockSettings, ConvEncoder
+from intq.speech.models.heads import HEADS, Head
+
+LETTERS = (" ", *"abcdefghijklmnopqrstuvwxyz", "'")
+VOICE = ("background", "speech")
+# Speech Commands, version 2 (Warden, 2018), in NeMo's order.
+_WORDS = """visual wow learn backward dog two left happy nine go up bed stop one zero tree seven on four bird right
+eight no six forward house marvin sheila five off three down cat follow yes"""
+COMMANDS = tuple(_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by name, without weights. labels: without CTC's blank."""
+
+    name: str
+    front: FrontEnd
+    blocks: tuple[BlockSettings, ...]
+    head: Head
+    labels: tuple[str, ...]
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        """The encoder and the head, untrained."""
+        encoder = ConvEncoder(self.front.bands, self.blocks)
+        return encoder, HEADS[self.head](encoder.channels, len(self.labels))
+
+
+def _front(window_ms: int, bands: int, normalize: str) -> FrontEnd:
+    """At 16 kHz, one window every 10 ms."""
+    rate = 16000
+    return FrontEnd(rate, rate * window_ms // 1000, rate // 100, 512, bands, normalize=normalize)
+
+
+_QUARTZNET = ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))  # (filters, kernel) of each kind of block
+_JASPER = ((256, 11, 0.2), (384, 13, 0.2), (512, 17, 0.2), (640, 21, 0.3), (768, 25, 0.3))  # and its dropout
+
+
+def quartznet(times: int, repeat: int = 5) -> tuple[BlockSettings, ...]:
+    """QuartzNet (5 * times) x repeat: 6.7, 12.8 and 18.9 million weights at times = 1, 2, 3 (the paper's table 1)."""
+    middle = [
+        BlockSettings(filters, kernel, repeat, residual=True, separable=True)
+        for filters, kernel in _QUARTZNET
+        for _ in range(times)
+    ]
+    return (
+        BlockSettings(256, 33, stride=2, separable=True),
+        *middle,
+        BlockSettings(512, 87, dilation=2, separable=True),
+        BlockSettings(1024, 1),
+    )
+
+
+def jasper(times: int, repeat: int = 5) -> tuple[BlockSettings, ...]:
+    """Jasper DR (5 * times) x repeat: 333 million weights at times = 2 (the paper's tables 1 and 4)."""
+    middle = [
+        BlockSettings(filters, kernel, repeat, dropout=dropout, residual=True, residual_dense=True)
+        for filters, kernel, dropout in _JASPER
+        for _ in range(times)
+    ]
+    return (
+        BlockSettings(256, 11, stride=2, dropout=0.2),
+        *middle,
+        BlockSettings(896, 29, dilation=2, dropout=0.4),
+        BlockSettings(1024, 1, dropout=0.4),
+    )
+
+
+def matchboxnet(repeat: int, stride: int = 1, filters: int = 64) -> tuple[BlockSettings, ...]:
+    """MatchboxNet 3 x repeat x filters; MarbleNet is the same table."""
+    middle = [BlockSettings(filters, kernel, repeat, residual=True, separable=True) for kernel in (13, 15, 17)]
+    return (
+        BlockSettings(128, 11, stride=stride, separable=True),
+        *middle,
+        BlockSettings(128, 29, dilation=2, separable=True),
+        BlockSettings(128, 1),
+    )
+
+
+ARCHITECTURES = {
+    item.name: item
+    for item in (
+        *(
+            Architecture(f"quartznet{5 * times}x5", _front(20, 64, "per_feature"), quartznet(times), "ctc", LETTERS)
+            for times in (1, 2, 3)
+        ),
+        Architecture("jasper10x5", _front(20, 64, "per_feature"), jasper(2), "ctc", LETTERS),
+        # A decision every 20 ms, from 80 bands as they are.
+        Architecture("marblenet", _front(25, 80, "none"), matchboxnet(2, stride=2), "frames", VOICE),
+        # Published on 64 cepstral coefficients, here on the 64 bands that those are a rotation of.
+        Architecture("matchboxnet", _front(25, 64, "none"), matchboxnet(1), "classification", COMMANDS),
+    )
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture called `name`; IntqError when there is none."""
+    if name not in ARCHITECTURES:
+        raise IntqError(f"no architecture is called {name!r}; there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

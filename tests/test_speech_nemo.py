@@ -1,0 +1,424 @@
+"""NeMo's checkpoints: read as NeMo writes them, written and read back, and refused where they are unsafe or unknown."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from intq.errors import IntqError
+from intq.frontend import FrontEnd
+from intq.speech import archive, nemo
+from intq.speech.checkpoint import Checkpoint, load
+from intq.speech.models.convolutional import BlockSettings, ConvEncoder
+from intq.speech.models.heads import HEADS
+from intq.speech.models.network import SpeechModel
+from intq.speech.synthetic import random_audio, randomize
+
+ASR = "nemo.collections.asr.modules."
+# As NeMo's own files have it: lists for numbers, references, and much that only training reads.
+QUARTZNET = """
+name: &name QuartzNet
+model:
+  sample_rate: &sample_rate 16000
+  repeat: 2
+  labels: &labels [" ", "a", "b", "'"]
+  train_ds:
+    manifest_filepath: ???
+    labels: *labels
+  preprocessor:
+    _target_: nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor
+    normalize: "per_feature"
+    window_size: 0.02
+    sample_rate: *sample_rate
+    window_stride: 0.01
+    window: "hann"
+    features: &n_mels 8
+    n_fft: 512
+    frame_splicing: 1
+    dither: 0.00001
+    stft_conv: false
+  spec_augment: {_target_: nemo.collections.asr.modules.SpectrogramAugmentation, rect_freq: 50}
+  encoder:
+    _target_: nemo.collections.asr.modules.ConvASREncoder
+    feat_in: *n_mels
+    activation: relu
+    conv_mask: true
+    jasper:
+    - {dilation: [1], dropout: 0.0, filters: 12, kernel: [5], repeat: 1, residual: false, separable: true, stride: [2]}
+    - {dilation: [1], dropout: 0.1, filters: 12, kernel: [7], repeat: "${model.repeat}", residual: true, stride: [1],
+       separable: true, kernel_size_factor: 1.5}
+    - {dilation: [2], dropout: 0.0, filters: 10, kernel: [9], repeat: 1, residual: false, separable: true, stride: [1]}
+  decoder:
+    _target_: nemo.collections.asr.modules.ConvASRDecoder
+    feat_in: 10
+    num_classes: 4
+    vocabulary: *labels
+"""
+
+
+def config(**changes) -> dict:
+    """The model's configuration; a change "encoder__activation" is one of its section's settings."""
+    model = yaml.safe_load(QUARTZNET)["model"]
+    model["encoder"]["jasper"][1]["repeat"] = 2
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        (model[section] if name else model)[name or section] = value
+    return model
+
+
+def state(model: dict) -> dict[str, torch.Tensor]:
+    """Random weights for a configuration, with the front end's tables, which NeMo keeps beside them."""
+    encoder = nemo.encoder(model["encoder"])
+    _, head, _ = nemo.head({"labels": None, "tokenizer": None, **model}, encoder.channels, None)
+    parts = nn.ModuleDict({"encoder": encoder, "decoder": head})
+    torch.manual_seed(2)
+    randomize(parts)
+    tables = {"preprocessor.featurizer.window": torch.ones(320), "preprocessor.featurizer.fb": torch.ones(1, 8, 257)}
+    return {**tables, **parts.state_dict()}
+
+
+def saved(values) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    return buffer.getvalue()
+
+
+def write_nemo(path, model, values=None, mode="w", **files):
+    values = saved(state(model)) if values is None else values
+    members = {nemo.CONFIG: yaml.safe_dump(model).encode(), nemo.WEIGHTS: values, **files}
+    with tarfile.open(path, mode) as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_read_as_nemo_writes_them(tmp_path):
+    values = state(config())
+    for mode in ("w", "w:gz"):
+        found = load(write_nemo(tmp_path / "net.nemo", config(), saved(values), mode))
+        assert isinstance(found, Checkpoint)
+        assert (found.name, found.head, found.sample_rate, found.tokenizer) == ("net", "ctc", 16000, None)
+        assert found.source == str((tmp_path / "net.nemo").resolve())
+        assert found.labels == (" ", "a", "b", "'")
+        assert (found.front.window, found.front.hop, found.front.bands) == (320, 160, 8)
+        own = found.model.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in values.items() if not key.startswith("preprocessor"))
+        assert found.model(torch.from_numpy(random_audio(2, 4800))).shape == (2, 15, 5)
+        assert not found.model.training and not any(value.requires_grad for value in found.model.parameters())
+
+
+def test_the_encoder_of_the_yaml():
+    encoder = nemo.encoder(config()["encoder"])
+    assert encoder.blocks == (
+        BlockSettings(12, 5, stride=2, separable=True),
+        BlockSettings(12, 11, 2, dropout=0.1, residual=True, separable=True),  # int(7 * 1.5) = 10, made odd
+        BlockSettings(10, 9, dilation=2, separable=True),
+    )
+    block = {"filters": 8, "kernel": 3, "repeat": 1, "stride": 1, "dilation": 1, "dropout": 0, "residual": True}
+    extended = {"residual_mode": "stride_add", "se": True, "se_reduction_ratio": 2, "se_context_size": 64}
+    section = {"_target_": ASR + "ConvASREncoder", "feat_in": 8, "jasper": [block | extended, block]}
+    first, second = nemo.encoder(section).blocks
+    assert first.se and first.se_reduction_ratio == 2 and not second.se
+    assert (first.residual_mode, second.residual_mode) == ("stride_add", "stride_add")  # inherited, as in NeMo
+    dense = [block | {"residual_dense": True, "filters": width} for width in (6, 7)]
+    encoder = nemo.encoder(section | {"jasper": dense})
+    assert [len(layer.res) for layer in encoder.encoder] == [1, 2]
+
+
+def test_weights_with_their_yaml(tmp_path):
+    values = state(config())
+    (tmp_path / "net.yaml").write_text(QUARTZNET)  # with references, and the model under its name
+    torch.save({"state_dict": values, "epoch": 3}, tmp_path / "net.ckpt")
+    save_file({key: value.contiguous() for key, value in values.items()}, tmp_path / "net.safetensors")
+    for name in ("net.ckpt", "net.safetensors"):
+        found = load(tmp_path / name)
+        key = "encoder.encoder.1.mconv.5.conv.weight"
+        assert torch.equal(found.model.state_dict()[key], values[key])
+    with pytest.raises(IntqError, match=r"expected one file of weights .* found net\.ckpt, net\.safetensors"):
+        load(tmp_path)
+    (tmp_path / "net.ckpt").unlink()
+    assert load(tmp_path).labels == found.labels
+    (tmp_path / "net.yaml").unlink()
+    with pytest.raises(IntqError, match=r"needs its configuration beside it: expected net\.yaml"):
+        load(tmp_path / "net.safetensors")
+
+
+def made(head: str, tokenizer: bytes | None = None, **settings) -> Checkpoint:
+    torch.manual_seed(4)
+    blocks = (
+        BlockSettings(12, 5, stride=2, separable=True),
+        BlockSettings(12, 7, 2, residual=True, residual_dense=True, se=True),
+        BlockSettings(9, 7, 2, residual=True, residual_dense=True, groups=3),
+    )
+    encoder = ConvEncoder(8, blocks, "swish")
+    decoder = HEADS[head](9, 3)
+    randomize(nn.ModuleList([encoder, decoder]))
+    front = FrontEnd(8000, 200, 80, 256, 8, **settings)
+    model = SpeechModel(front, encoder, decoder).eval().requires_grad_(False)
+    return Checkpoint(model, "made", "", front, ("a", "b", "ø"), head, tokenizer)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_written_and_read_back(tmp_path, head):
+    tokenizer = b"pieces" if head == "ctc" else None
+    settings = {"normalize": "none", "high_hz": 3800.0, "preemphasis": 0.0, "padding": "reflect", "extra_frame": True}
+    one, path = made(head, tokenizer, **settings), tmp_path / "made.nemo"
+    nemo.save(one, path)
+    content = path.read_bytes()
+    found = load(path)
+    assert (found.labels, found.head, found.sample_rate, found.tokenizer) == (one.labels, head, 8000, tokenizer)
+    assert (found.name, found.source, found.front) == ("made", str(path.resolve()), one.front)
+    samples = torch.from_numpy(random_audio(2, 2400, 8000))
+    assert torch.equal(found.model(samples), one.model(samples))
+    nemo.save(found, path)  # replaces it, with the same bytes
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "made.nemo"
+    path.write_bytes(b"before")
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(archive.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        nemo.save(made("ctc"), path)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(IntqError, match="made: no version of NeMo has its front end"):
+        nemo.save(made("ctc", extra_frame=True), path)
+
+
+def test_labels(tmp_path):
+    labels = ["yes", "no", "off"]
+    decoder = {"_target_": ASR + "ConvASRDecoderClassification", "feat_in": 10, "return_logits": True}
+    model = config(decoder=decoder, labels=labels)
+    found = load(write_nemo(tmp_path / "words.nemo", model))
+    assert (found.head, found.labels) == ("classification", ("yes", "no", "off"))
+    assert found.model(torch.from_numpy(random_audio(2, 4800))).shape == (2, 3)
+    model["decoder"] = {"_target_": "nemo.collections.common.parts.MultiLayerPerceptron", "hidden_size": 10}
+    model["decoder"] |= {"num_layers": 1, "num_classes": 3, "log_softmax": False}
+    found = load(write_nemo(tmp_path / "frames.nemo", model))
+    assert (found.head, found.labels) == ("frames", ("yes", "no", "off"))
+    model = config(decoder__vocabulary=None, labels=None)
+    assert load(write_nemo(tmp_path / "numbers.nemo", model)).labels == ("0", "1", "2", "3")
+    for change, match in (
+        ({"decoder__num_classes": 5}, "decoder.num_classes is 5, but there are 4 labels"),
+        ({"decoder__vocabulary": None, "decoder__num_classes": -1}, "names no labels"),
+        ({"decoder__feat_in": 11}, "takes 11 channels, but the encoder gives 10"),
+        ({"decoder__add_blank": False}, "decoder.add_blank is False; taken is True"),
+    ):
+        with pytest.raises(IntqError, match=match):
+            load(write_nemo(tmp_path / "wrong.nemo", config(**change), saved(state(config()))))
+
+
+def test_a_tokenizer(tmp_path):
+    import sentencepiece
+
+    text = io.StringIO("\n".join(["the cat sat on the mat", "a dog and a cat", "on the hat of the man"] * 20))
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.getvalue().split("\n")), model_writer=buffer, vocab_size=20, minloglevel=2
+    )
+    tokenizer = buffer.getvalue()
+    section = {"type": "bpe", "dir": "/somewhere", "model_path": "nemo:1234_tokenizer.model"}
+    decoder = {
+        "_target_": ASR + "ConvASRDecoder",
+        "feat_in": 10,
+        "num_classes": 20,
+        "vocabulary": nemo.pieces(tokenizer),
+    }
+    model = config(tokenizer=section, decoder=decoder)
+    values = saved(state(model))
+    decoder |= {"num_classes": -1, "vocabulary": None}
+    found = load(write_nemo(tmp_path / "pieces.nemo", model, values, **{"1234_tokenizer.model": tokenizer}))
+    assert found.tokenizer == tokenizer
+    assert len(found.labels) == 20 and found.labels[0] == "<unk>" and "▁" in found.labels
+    with pytest.raises(IntqError, match=r"lacks its tokenizer, 1234_tokenizer\.model"):
+        load(write_nemo(tmp_path / "none.nemo", model, values))
+    with pytest.raises(IntqError, match="not a SentencePiece model"):
+        load(write_nemo(tmp_path / "broken.nemo", model, values, **{"1234_tokenizer.model": b"\xff" * 40}))
+    section["type"] = "wpe"
+    with pytest.raises(IntqError, match="tokenizer of type 'wpe'; taken is bpe"):
+        load(write_nemo(tmp_path / "wpe.nemo", model, values))
+
+
+def test_front_ends():
+    def front(rate=None, version=None, **settings):
+        section = {"_target_": ASR + "AudioToMelSpectrogramPreprocessor"} | settings
+        return nemo.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+
+    newest = FrontEnd(16000, 320, 160, 512, 8)
+    assert nemo.front_end({"nemo_version": None, **config()}) == newest
+    assert nemo.front_end(config(nemo_version="2.5.0rc0")) == newest
+    old = FrontEnd(16000, 320, 160, 512, 8, padding="reflect", extra_frame=True)
+    for version in ("0.11.0", "1.0.0rc1", "1.23.0", "2.4.0"):
+        assert nemo.front_end(config(nemo_version=version)) == old
+    assert front() == FrontEnd(16000, 320, 160, 512, 64)
+    assert front(8000) == FrontEnd(8000, 160, 80, 256, 64)
+    samples = {"n_window_size": 400, "n_window_stride": 100, "window_size": None, "window_stride": None}
+    assert front(**samples) == FrontEnd(16000, 400, 100, 512, 64)
+    bands = {"highfreq": 7600, "lowfreq": 20, "mel_norm": None, "features": 80, "n_fft": 1024}
+    assert front(**bands) == FrontEnd(16000, 320, 160, 1024, 80, low_hz=20.0, high_hz=7600.0, mel_norm=None)
+    other = {"preemph": None, "normalize": "NA", "log_zero_guard_value": "eps", "window": "none"}
+    expected = {"preemphasis": 0.0, "normalize": "none", "guard": 2.0**-23, "window_kind": "rectangular"}
+    assert front(**other) == FrontEnd(16000, 320, 160, 512, 64, **expected)
+    assert front(log_zero_guard_type="clamp").guard_kind == "clamp"
+    section = {"cls": ASR + "AudioToMelSpectrogramPreprocessor", "params": {"features": 80}}
+    assert nemo.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None}).bands == 80
+    for change, match in (
+        ({"normalize": "all_features"}, "normalize is 'all_features'; taken are per_feature and none"),
+        ({"normalize": {"fixed_mean": [0], "fixed_std": [1]}}, "taken are per_feature and none"),
+        ({"mag_power": 1.0}, "preprocessor.mag_power is 1.0; taken is 2.0"),
+        ({"log": False}, "preprocessor.log is False"),
+        ({"warp": 3}, "preprocessor has settings that are not taken: warp"),
+        ({"window": "bartlett"}, "window_kind must be one of hann"),
+        ({"_target_": ASR + "AudioToMFCCPreprocessor"}, "AudioToMFCCPreprocessor; taken are AudioToMelSpectrogram"),
+    ):
+        with pytest.raises(IntqError, match=match):
+            front(**change)
+    with pytest.raises(IntqError, match="nemo_version is 'new'"):
+        front(version="new")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"encoder___target_": ASR + "SqueezeformerEncoder"}, r"the encoder is .*SqueezeformerEncoder; taken are Conv"),
+        ({"encoder": {"jasper": []}}, "the encoder is without a _target_"),
+        ({"encoder": None}, "has no section 'encoder'"),
+        ({"decoder___target_": "nemo.collections.asr.modules.RNNTDecoder"}, "the decoder is .*RNNTDecoder; taken are"),
+        ({"encoder__normalization_mode": "layer"}, "encoder.normalization_mode is 'layer'; taken is 'batch'"),
+        ({"encoder__conv_mask": False}, "encoder.conv_mask is False; taken is True"),
+        ({"encoder__activation": "selu"}, "activation 'selu'"),
+        ({"encoder__novelty": 1}, "encoder has settings that are not taken: novelty"),
+        (
+            {"encoder__jasper": [{"filters": 8, "kernel": [3], "heads": 4}]},
+            r"encoder.jasper\[0\].heads is 4; taken is -1",
+        ),
+        ({"encoder__jasper": [{"filters": 8, "kernel": [3, 5]}]}, r"encoder.jasper\[0\].kernel is \[3, 5\]"),
+        ({"encoder__jasper": [{"filters": 8, "kernel": [3], "future_context": 2}]}, "future_context is 2"),
+        ({"encoder__jasper": [{"kernel": [3]}]}, "is not as NeMo writes it"),
+        ({"encoder__jasper": 7}, "is not as NeMo writes it"),
+        ({"encoder__feat_in": 9}, "the front end has 8 bands, the encoder takes 9"),
+        ({"sample_rate": "${model.rate}"}, r"refers to \$\{model.rate\}, which it does not hold"),
+        ({"sample_rate": "${sample_rate}"}, "refers to itself"),
+    ],
+)
+def test_configurations_that_are_not_taken(tmp_path, change, match):
+    with pytest.raises(IntqError, match=match):
+        load(write_nemo(tmp_path / "net.nemo", config(**change), saved(state(config()))))
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    values, path = state(config()), tmp_path / "net.nemo"
+    key = "encoder.encoder.1.res.0.0.conv.weight"
+    for change, match in (
+        ({key: None}, rf"not the weights of ConvEncoder: missing {key}"),
+        ({"encoder.encoder.9.x": torch.ones(1)}, r"unknown encoder\.encoder\.9\.x"),
+        ({key: torch.ones(12, 11, 1)}, rf"{key} has the shape \(12, 11, 1\), ConvEncoder expects \(12, 12, 1\)"),
+        ({key: torch.full((12, 12, 1), torch.nan)}, rf"{key} holds 144 NaN"),
+    ):
+        wrong = {name: value for name, value in (values | change).items() if value is not None}
+        with pytest.raises(IntqError, match=match):
+            load(write_nemo(path, config(), saved(wrong)))
+    counts = {name: value for name, value in values.items() if not name.endswith("num_batches_tracked")}
+    assert load(write_nemo(path, config(), saved(counts)))
+
+
+class Code:
+    """Runs when it is unpickled by a loader that runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_pickles_is_never_run(tmp_path):
+    trap = tmp_path / "trap"
+    for values in (saved({"encoder": Code(trap)}), pickle.dumps(Code(trap))):
+        with pytest.raises(IntqError, match="holds objects besides tensors, which may be code and are never loaded"):
+            load(write_nemo(tmp_path / "net.nemo", config(), values))
+    unsafe = b"encoder: !!python/object/apply:os.mkdir [" + str(trap).encode() + b"]\n"
+    with tarfile.open(tmp_path / "yaml.nemo", "w") as file:
+        for name, content in ((nemo.CONFIG, unsafe), (nemo.WEIGHTS, saved(state(config())))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    with pytest.raises(IntqError, match="is not plain YAML"):
+        load(tmp_path / "yaml.nemo")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["../out.ckpt", "/etc/out.ckpt", "inside/../../out.ckpt", "..\\out.ckpt"])
+def test_paths_that_lead_out_are_refused(tmp_path, name):
+    path = write_nemo(tmp_path / "net.nemo", config(), **{})
+    with tarfile.open(path, "a") as file:
+        file.addfile(tarfile.TarInfo(name))
+    with pytest.raises(IntqError, match="at the unsafe path"):
+        load(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    path = write_nemo(tmp_path / "net.nemo", config())
+    with tarfile.open(path, "a") as file:
+        member = tarfile.TarInfo("model.bin")
+        member.type, member.linkname = kind, "/etc/passwd"
+        file.addfile(member)
+    with pytest.raises(IntqError, match=r"holds 'model.bin', a link or a device"):
+        load(path)
+
+
+def test_absurd_sizes_and_damage(tmp_path, monkeypatch):
+    path = write_nemo(tmp_path / "net.nemo", config())
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "LARGEST", 20000)
+        with pytest.raises(IntqError, match="is absurdly large"):
+            load(path)
+        patch.setattr(archive, "LARGEST", 1 << 32)
+        patch.setattr(archive, "MOST_MEMBERS", 1)
+        with pytest.raises(IntqError, match="is absurdly large: expected at most 1 files"):
+            load(path)
+    with pytest.raises(IntqError, match=r"bytes, expected at most"):
+        write_nemo(path, config(labels=["x" * (17 << 20)]))
+        load(path)
+    for mode in ("w", "w:gz", "w:xz"):
+        content = write_nemo(tmp_path / "whole.nemo", config(), mode=mode).read_bytes()
+        for damaged in (
+            content[: len(content) // 2],
+            b"PK" + content[2:],
+            content[:300] + b"\x77" * 300 + content[600:],
+        ):
+            path.write_bytes(damaged)
+            with pytest.raises(IntqError):
+                load(path)
+    with tarfile.open(path, "w") as file:
+        file.addfile(tarfile.TarInfo("module.yaml"))
+    with pytest.raises(IntqError, match=r"lacks model_config\.yaml and model_weights\.ckpt, holds module\.yaml"):
+        load(path)
+    with tarfile.open(path, "w") as file:
+        file.addfile(tarfile.TarInfo("./a"))
+        file.addfile(tarfile.TarInfo("a"))
+    with pytest.raises(IntqError, match="holds a twice"):
+        load(path)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(IntqError, match=r"there is no file or folder .*net\.nemo"):
+        load(tmp_path / "net.nemo")
+    with pytest.raises(IntqError, match="quartznet15x5 is an architecture without weights"):
+        load("quartznet15x5")
+    with pytest.raises(IntqError, match=r"expected one configuration \(\.yaml, \.yml\), found none"):
+        load(tmp_path)
