@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from intq.errors import IntqError
+from intq.frontend import FrontEnd
 from intq.pretrained import fill
 from intq.speech import nemo
 from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
-
-if TYPE_CHECKING:
-    from intq.frontend import FrontEnd
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Checkpoint:
     model: float32 samples (n, t) in [-1, 1) to logits: of head "ctc" (n, frames, labels + 1) with the blank last, of
         "frames" (n, frames, labels), of "classification" (n, labels). labels: the name of each, without the blank.
     front: its front end's settings. name: for people; source: the absolute path, "" for random weights.
-    sample_rate: in Hz. tokenizer: the file of a SentencePiece model whose pieces the labels are, or None.
+    tokenizer: the file of a SentencePiece model whose pieces the labels are, or None.
     """
 
     model: nn.Module
@@ -37,8 +33,12 @@ class Checkpoint:
     front: FrontEnd
     labels: tuple[str, ...]
     head: Head
-    sample_rate: int
     tokenizer: bytes | None = None
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        return self.front.sample_rate
 
     def spelling(self) -> Labels:
         """What a CTC network's labels spell."""
@@ -61,41 +61,15 @@ def load(source: str | Path) -> Checkpoint:
     path = path.resolve()
     found = nemo.read(path)
     try:
-        settings = nemo.front_settings(
-            found.config["preprocessor"], found.config["sample_rate"], found.config["nemo_version"]
-        )
+        front = nemo.front_end(found.config)
         encoder = nemo.encoder(found.config["encoder"])
         head, decoder, labels = nemo.head(found.config, encoder.channels, found.tokenizer)
     except IntqError as error:
         raise IntqError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # settings of the wrong types
         raise IntqError(f"{source}: its configuration is not as NeMo writes it ({error!r})") from error
-    if settings["bands"] != encoder.bands:
-        raise IntqError(f"{source}: the front end has {settings['bands']} bands, the encoder takes {encoder.bands}")
-    weights = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-    fill(weights, found.state, str(source), found.config["encoder"].get("_target_", "the encoder").rpartition(".")[2])
-    return checkpoint(path.stem, str(path), settings, encoder, head, decoder, labels, found.tokenizer)
-
-
-def checkpoint(
-    name: str,
-    source: str,
-    settings: Mapping[str, Any],
-    encoder: nn.Module,
-    head: Head,
-    decoder: nn.Module,
-    labels: tuple[str, ...],
-    tokenizer: bytes | None = None,
-) -> Checkpoint:
-    """Encoder and head behind the front end with these settings (keyword arguments), as one checkpoint."""
-    front, features = front_end(settings)
-    model = SpeechModel(features, encoder, decoder).eval().requires_grad_(False)
-    return Checkpoint(model, name, source, front, labels, head, front.sample_rate, tokenizer)
-
-
-def front_end(settings: Mapping[str, Any]) -> tuple[FrontEnd, nn.Module]:
-    """The settings from their keyword arguments, and the module that computes by them."""
-    from intq.frontend import FrontEnd, LogMel
-
-    front = FrontEnd(**settings)
-    return front, LogMel(front)
+    if front.bands != encoder.bands:
+        raise IntqError(f"{source}: the front end has {front.bands} bands, the encoder takes {encoder.bands}")
+    model = SpeechModel(front, encoder, decoder)
+    fill(model, found.state, str(source), type(encoder).__name__)
+    return Checkpoint(model, path.stem, str(path), front, labels, head, found.tokenizer)

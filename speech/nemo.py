@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from intq.errors import IntqError
+from intq.frontend import FrontEnd
 from intq.pretrained import few, first_line, read_state_dict
 from intq.speech import archive
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
@@ -148,12 +149,10 @@ def _tokenizer(config: Mapping[str, Any], files: Mapping[str, bytes], source: st
 # From settings to networks
 
 
-def front_settings(section: Mapping[str, Any], sample_rate: int | None, version: str | None) -> dict[str, Any]:
-    """The front end's keyword arguments, from NeMo's `preprocessor` section.
+def front_end(config: Mapping[str, Any]) -> FrontEnd:
+    """The front end that NeMo's `preprocessor` section describes.
 
-    sample_rate (Hz), window and hop (samples), fft (points), bands, low_hz, high_hz (None: half the rate), window_kind
-    ("hann", "hamming", "blackman", "bartlett", each symmetric, or "none"), preemphasis (0.0: none), guard (added before
-    the logarithm), normalize ("per_feature" or "none"), and two that NeMo's version decides, since no file says them:
+    Two of its settings follow from NeMo's version, since no file says them:
 
         version      padding     frames of t samples that count
         up to 1.0rc  reflect     ceil(t / hop)
@@ -163,46 +162,46 @@ def front_settings(section: Mapping[str, Any], sample_rate: int | None, version:
     The first two differ only where t is a multiple of the hop, and the second's rule is taken for both. Without a
     version the newest is meant. Dither and the padding of batches to multiples of 16 frames are for training and speed.
 
-    Raises IntqError for a front end that is not a log-mel spectrogram of power as above.
+    Raises IntqError for features other than log-mel spectra of power.
     """
-    _, given = _target(section, "preprocessor", ("AudioToMelSpectrogramPreprocessor",))
+    _, given = _target(config["preprocessor"], "preprocessor", ("AudioToMelSpectrogramPreprocessor",))
     _refuse(given, "preprocessor", _SPECTROGRAM, _FRONT_KEYS)
-    rate = int(given.get("sample_rate") or sample_rate or 16000)
-    window = given.get("n_window_size") or int(given.get("window_size", 0.02) * rate)
-    hop = given.get("n_window_stride") or int(given.get("window_stride", 0.01) * rate)
+    rate = int(given.get("sample_rate") or config["sample_rate"] or 16000)
+    window = int(given.get("n_window_size") or given.get("window_size", 0.02) * rate)
+    hop = int(given.get("n_window_stride") or given.get("window_stride", 0.01) * rate)
+    version = config["nemo_version"]
     old = version is not None and _version(version) < (2, 5)
     guard, high = given.get("log_zero_guard_value", 2**-24), given.get("highfreq")
     normalize = given.get("normalize", "per_feature") or "none"
-    if normalize != "per_feature":
-        if not isinstance(normalize, str) or normalize.lower() not in ("none", "na"):
-            raise IntqError(f"preprocessor.normalize is {normalize!r}; taken are per_feature and none")
-        normalize = "none"
-    return {
-        "sample_rate": rate,
-        "window": int(window),
-        "hop": int(hop),
-        "fft": int(given.get("n_fft") or 2 ** math.ceil(math.log2(window))),
-        "bands": int(given.get("features", 64)),
-        "low_hz": float(given.get("lowfreq") or 0.0),
-        "high_hz": float(high) if high else None,
-        "window_kind": str(given.get("window", "hann") or "none"),
-        "preemphasis": float(given.get("preemph", 0.97) or 0.0),
-        "guard": float(getattr(torch.finfo(torch.float32), guard) if guard in ("tiny", "eps") else guard),
-        "normalize": normalize,
-        "padding": "reflect" if old else "constant",
-        "extra_frame": old,
-    }
+    if not isinstance(normalize, str) or normalize.lower() not in ("per_feature", "none", "na"):
+        raise IntqError(f"preprocessor.normalize is {normalize!r}; taken are per_feature and none")
+    kind = given.get("window", "hann") or "none"
+    return FrontEnd(
+        rate,
+        window,
+        hop,
+        fft=int(given.get("n_fft") or 2 ** math.ceil(math.log2(window))),
+        bands=int(given.get("features", 64)),
+        low_hz=float(given.get("lowfreq") or 0.0),
+        high_hz=float(high) if high else None,
+        window_kind="rectangular" if kind in ("none", "ones") else kind,
+        preemphasis=float(given.get("preemph", 0.97) or 0.0),
+        guard=float(getattr(torch.finfo(torch.float32), guard) if guard in ("tiny", "eps") else guard),
+        guard_kind=given.get("log_zero_guard_type", "add"),
+        normalize=normalize if normalize == "per_feature" else "none",
+        padding="reflect" if old else "constant",
+        extra_frame=old,
+        mel_norm=given.get("mel_norm", "slaney"),
+    )
 
 
 # What must have this value, if it is there at all: others change the numbers in ways that are not taken.
 _SPECTROGRAM = {
     "log": True,
-    "log_zero_guard_type": "add",
     "mag_power": 2.0,
     "frame_splicing": 1,
     "exact_pad": False,
     "use_torchaudio": False,
-    "mel_norm": "slaney",
 }
 _FRONT_KEYS = {
     *(
@@ -215,7 +214,7 @@ _FRONT_KEYS = {
         "normalize",
         "n_fft",
     ),
-    *("preemph", "features", "lowfreq", "highfreq", "log_zero_guard_value"),
+    *("preemph", "features", "lowfreq", "highfreq", "log_zero_guard_value", "log_zero_guard_type", "mel_norm"),
     *("dither", "pad_to", "pad_value", "rng", "nb_augmentation_prob", "nb_max_freq", "max_duration", "use_grads"),
     *("stft_conv", "stft_exact_pad"),  # NeMo itself ignores them now
 }
@@ -346,8 +345,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     """
     path = Path(path)
     front, model = checkpoint.front, checkpoint.model
-    if (front.padding == "reflect") != front.extra_frame:
-        raise IntqError(f"no version of NeMo has padding={front.padding!r} with extra_frame={front.extra_frame}")
+    if (front.padding == "reflect") != front.extra_frame or front.periodic or front.mel_scale != "slaney":
+        raise IntqError(f"{checkpoint.name}: no version of NeMo has its front end, {front}")
     labels = list(checkpoint.labels)
     config = {
         "sample_rate": checkpoint.sample_rate,
@@ -359,7 +358,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
             "window_stride": None,
             "n_window_size": front.window,
             "n_window_stride": front.hop,
-            "window": front.window_kind,
+            "window": "none" if front.window_kind == "rectangular" else front.window_kind,
             "normalize": "None" if front.normalize == "none" else front.normalize,
             "n_fft": front.fft,
             "features": front.bands,
@@ -367,6 +366,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
             "highfreq": front.high_hz,
             "preemph": front.preemphasis or None,
             "log_zero_guard_value": front.guard,
+            "log_zero_guard_type": front.guard_kind,
+            "mel_norm": front.mel_norm,
         },
         "encoder": _encoder_section(model.encoder),
         "decoder": _decoder_section(checkpoint.head, model.encoder.channels, labels),

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from intq.speech.checkpoint import Checkpoint, checkpoint
+from intq.speech.checkpoint import Checkpoint
 from intq.speech.models import architecture
+from intq.speech.models.network import SpeechModel
 
 SECONDS, UTTERANCES = 2, 4  # of random audio, that statistics are settled on
 
@@ -28,12 +29,10 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
         encoder, decoder = known.build()
         randomize(encoder)
         randomize(decoder)
-        made = checkpoint(name, "", known.front, encoder, known.head, decoder, known.labels)
-        rate = made.sample_rate
-        with torch.no_grad():
-            features = made.model.front(torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed)))
-            settle(encoder, features)
-    return made
+        model = SpeechModel(known.front, encoder, decoder).eval().requires_grad_(False)
+        rate = known.front.sample_rate
+        settle(encoder, model.front(torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed))))
+    return Checkpoint(model, name, "", known.front, known.labels, known.head)
 
 
 def randomize(network: nn.Module) -> None:

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from speech_fronts import Bands, front_end
 
 from intq.errors import IntqError
-from intq.speech import checkpoint as checkpoints
+from intq.frontend import FrontEnd
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.convolutional import NORM_EPSILON, BlockSettings, ConvEncoder, MaskedConv1d
 from intq.speech.models.heads import HEADS
@@ -43,16 +42,11 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _front(monkeypatch):
-    monkeypatch.setattr(checkpoints, "front_end", front_end)
-
-
 def network(family: str = "quartznet", head: str = "ctc", bands: int = 8, labels: int = 5) -> SpeechModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         encoder = ConvEncoder(bands, FAMILIES[family])
-        model = SpeechModel(Bands(bands), encoder, HEADS[head](encoder.channels, labels))
+        model = SpeechModel(FrontEnd(16000, 160, 160, 256, bands), encoder, HEADS[head](encoder.channels, labels))
         randomize(model)
         settle(encoder, model.front(audio(4, 8000)))
     return model.eval().requires_grad_(False)

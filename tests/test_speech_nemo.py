@@ -9,15 +9,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from speech_fronts import front_end
 from torch import nn
 
 from intq.errors import IntqError
+from intq.frontend import FrontEnd
 from intq.speech import archive, nemo
-from intq.speech import checkpoint as checkpoints
 from intq.speech.checkpoint import Checkpoint, load
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS
+from intq.speech.models.network import SpeechModel
 from intq.speech.synthetic import random_audio, randomize
 
 ASR = "nemo.collections.asr.modules."
@@ -60,11 +60,6 @@ model:
     num_classes: 4
     vocabulary: *labels
 """
-
-
-@pytest.fixture(autouse=True)
-def _front(monkeypatch):
-    monkeypatch.setattr(checkpoints, "front_end", front_end)
 
 
 def config(**changes) -> dict:
@@ -166,8 +161,9 @@ def made(head: str, tokenizer: bytes | None = None, **settings) -> Checkpoint:
     encoder = ConvEncoder(8, blocks, "swish")
     decoder = HEADS[head](9, 3)
     randomize(nn.ModuleList([encoder, decoder]))
-    front = {"sample_rate": 8000, "window": 200, "hop": 80, "fft": 256, "bands": 8} | settings
-    return checkpoints.checkpoint("made", "", front, encoder, head, decoder, ("a", "b", "ø"), tokenizer)
+    front = FrontEnd(8000, 200, 80, 256, 8, **settings)
+    model = SpeechModel(front, encoder, decoder).eval().requires_grad_(False)
+    return Checkpoint(model, "made", "", front, ("a", "b", "ø"), head, tokenizer)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -197,7 +193,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         nemo.save(made("ctc"), path)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(IntqError, match="no version of NeMo has padding='constant' with extra_frame=True"):
+    with pytest.raises(IntqError, match="made: no version of NeMo has its front end"):
         nemo.save(made("ctc", extra_frame=True), path)
 
 
@@ -255,49 +251,42 @@ def test_a_tokenizer(tmp_path):
         load(write_nemo(tmp_path / "wpe.nemo", model, values))
 
 
-def test_front_settings():
-    section = config()["preprocessor"]
-    newest = nemo.front_settings(section, None, None)
-    assert newest == {
-        "sample_rate": 16000,
-        "window": 320,
-        "hop": 160,
-        "fft": 512,
-        "bands": 8,
-        "low_hz": 0.0,
-        "high_hz": None,
-        "window_kind": "hann",
-        "preemphasis": 0.97,
-        "guard": 2**-24,
-        "normalize": "per_feature",
-        "padding": "constant",
-        "extra_frame": False,
-    }
-    assert nemo.front_settings(section, None, "2.5.0rc0") == newest
+def test_front_ends():
+    def front(rate=None, version=None, **settings):
+        section = {"_target_": ASR + "AudioToMelSpectrogramPreprocessor"} | settings
+        return nemo.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+
+    newest = FrontEnd(16000, 320, 160, 512, 8)
+    assert nemo.front_end({"nemo_version": None, **config()}) == newest
+    assert nemo.front_end(config(nemo_version="2.5.0rc0")) == newest
+    old = FrontEnd(16000, 320, 160, 512, 8, padding="reflect", extra_frame=True)
     for version in ("0.11.0", "1.0.0rc1", "1.23.0", "2.4.0"):
-        assert nemo.front_settings(section, None, version) == newest | {"padding": "reflect", "extra_frame": True}
-    bare = {"_target_": ASR + "AudioToMelSpectrogramPreprocessor"}
-    found = nemo.front_settings(bare, 8000, None)
-    assert (found["sample_rate"], found["window"], found["hop"], found["fft"]) == (8000, 160, 80, 256)
-    other = bare | {"n_window_size": 400, "n_window_stride": 100, "window_size": None, "window_stride": None}
-    other |= {"preemph": None, "highfreq": 7600, "lowfreq": 20, "normalize": "NA", "log_zero_guard_value": "eps"}
-    found = nemo.front_settings(other, 16000, None)
-    assert (found["window"], found["hop"], found["preemphasis"], found["guard"]) == (400, 100, 0.0, 2**-23)
-    assert (found["low_hz"], found["high_hz"], found["normalize"]) == (20.0, 7600.0, "none")
-    old = {"cls": bare["_target_"], "params": {"features": 80}}
-    assert nemo.front_settings(old, None, None)["bands"] == 80
+        assert nemo.front_end(config(nemo_version=version)) == old
+    assert front() == FrontEnd(16000, 320, 160, 512, 64)
+    assert front(8000) == FrontEnd(8000, 160, 80, 256, 64)
+    samples = {"n_window_size": 400, "n_window_stride": 100, "window_size": None, "window_stride": None}
+    assert front(**samples) == FrontEnd(16000, 400, 100, 512, 64)
+    bands = {"highfreq": 7600, "lowfreq": 20, "mel_norm": None, "features": 80, "n_fft": 1024}
+    assert front(**bands) == FrontEnd(16000, 320, 160, 1024, 80, low_hz=20.0, high_hz=7600.0, mel_norm=None)
+    other = {"preemph": None, "normalize": "NA", "log_zero_guard_value": "eps", "window": "none"}
+    expected = {"preemphasis": 0.0, "normalize": "none", "guard": 2.0**-23, "window_kind": "rectangular"}
+    assert front(**other) == FrontEnd(16000, 320, 160, 512, 64, **expected)
+    assert front(log_zero_guard_type="clamp").guard_kind == "clamp"
+    section = {"cls": ASR + "AudioToMelSpectrogramPreprocessor", "params": {"features": 80}}
+    assert nemo.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None}).bands == 80
     for change, match in (
         ({"normalize": "all_features"}, "normalize is 'all_features'; taken are per_feature and none"),
         ({"normalize": {"fixed_mean": [0], "fixed_std": [1]}}, "taken are per_feature and none"),
         ({"mag_power": 1.0}, "preprocessor.mag_power is 1.0; taken is 2.0"),
         ({"log": False}, "preprocessor.log is False"),
         ({"warp": 3}, "preprocessor has settings that are not taken: warp"),
+        ({"window": "bartlett"}, "window_kind must be one of hann"),
         ({"_target_": ASR + "AudioToMFCCPreprocessor"}, "AudioToMFCCPreprocessor; taken are AudioToMelSpectrogram"),
     ):
         with pytest.raises(IntqError, match=match):
-            nemo.front_settings(bare | change, 16000, None)
+            front(**change)
     with pytest.raises(IntqError, match="nemo_version is 'new'"):
-        nemo.front_settings(bare, 16000, "new")
+        front(version="new")
 
 
 @pytest.mark.parametrize(
@@ -333,9 +322,9 @@ def test_weights_that_do_not_fit(tmp_path):
     values, path = state(config()), tmp_path / "net.nemo"
     key = "encoder.encoder.1.res.0.0.conv.weight"
     for change, match in (
-        ({key: None}, rf"not the weights of ConvASREncoder: missing {key}"),
+        ({key: None}, rf"not the weights of ConvEncoder: missing {key}"),
         ({"encoder.encoder.9.x": torch.ones(1)}, r"unknown encoder\.encoder\.9\.x"),
-        ({key: torch.ones(12, 11, 1)}, rf"{key} has the shape \(12, 11, 1\), ConvASREncoder expects \(12, 12, 1\)"),
+        ({key: torch.ones(12, 11, 1)}, rf"{key} has the shape \(12, 11, 1\), ConvEncoder expects \(12, 12, 1\)"),
         ({key: torch.full((12, 12, 1), torch.nan)}, rf"{key} holds 144 NaN"),
     ):
         wrong = {name: value for name, value in (values | change).items() if value is not None}

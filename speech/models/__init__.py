@@ -5,13 +5,12 @@ A network is a table: a front end's settings, an encoder's, and a head. To add o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from intq.errors import IntqError
+from intq.frontend import FrontEnd
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS, Head
 
@@ -25,31 +24,24 @@ COMMANDS = tuple(_WORDS.split())
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name. front: keyword arguments of the front end's settings; labels: without CTC's blank."""
+    """A network by name, without weights. labels: without CTC's blank."""
 
     name: str
-    front: Mapping[str, Any]
+    front: FrontEnd
     blocks: tuple[BlockSettings, ...]
     head: Head
     labels: tuple[str, ...]
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         """The encoder and the head, untrained."""
-        encoder = ConvEncoder(self.front["bands"], self.blocks)
+        encoder = ConvEncoder(self.front.bands, self.blocks)
         return encoder, HEADS[self.head](encoder.channels, len(self.labels))
 
 
-def _front(window_ms: int, bands: int, normalize: str) -> dict[str, Any]:
+def _front(window_ms: int, bands: int, normalize: str) -> FrontEnd:
     """At 16 kHz, one window every 10 ms."""
     rate = 16000
-    return {
-        "sample_rate": rate,
-        "window": rate * window_ms // 1000,
-        "hop": rate // 100,
-        "fft": 512,
-        "bands": bands,
-        "normalize": normalize,
-    }
+    return FrontEnd(rate, rate * window_ms // 1000, rate // 100, 512, bands, normalize=normalize)
 
 
 _QUARTZNET = ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))  # (filters, kernel) of each kind of block
