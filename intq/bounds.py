@@ -10,6 +10,7 @@ import numpy as np
 from intq.errors import UnprovenError
 from intq.ops import OPS
 from intq.ops.attention import FAR, LARGEST, ZERO_POINT, weight_of
+from intq.ops.contract import masked
 from intq.ops.op import Attrs, Constants
 from intq.value import DTYPE_RANGE, Value
 
@@ -207,6 +208,10 @@ def _weighted_sum(L, ranges, attrs, constants):
         raise UnprovenError(f"accumulator {error}; lower the weights' bits or split its {terms} products") from None
 
 
+def _weighted_frames(L, ranges, attrs, constants):
+    return _weighted_sum(L, ranges[:-1] if masked(ranges, constants) else ranges, attrs, constants)
+
+
 def _window_sum(L, ranges, attrs, constants):
     (x,) = ranges
     pad = [int(v) for v in constants["pad_value"]]
@@ -254,6 +259,7 @@ _LOOPS = {
     "attention": _heads,
     "embedding": _embedded,
     "max2d": _unchanged,
+    "conv1d": _weighted_frames,
     "conv2d": _weighted_sum,
     "linear": _weighted_sum,
     "sum2d": _window_sum,

@@ -404,6 +404,9 @@ def bench(
     sequence: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="The tokens of each text.", show_default="128")
     ] = None,
+    audio: Annotated[
+        float | None, typer.Option(min=0.01, metavar="SECONDS", help="The length of each recording.", show_default="10")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")] = 3.0,
     seed: Seed = 0,
     threads: Threads = None,
@@ -419,9 +422,9 @@ def bench(
       intq bench mobilenet_v2 --json
       intq bench roberta-base --batch 8 --sequence 128
 
-    [dim]JSON: {"model", "threads", "batch", "sequence", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
+    [dim]JSON: {"model", "threads", "batch", "sequence", "audio", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
     "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}; sequence is null for
-    images[/]
+    what is no text, audio (seconds) for what is no recording[/]
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)
@@ -436,7 +439,7 @@ def bench(
         artifact.load(folder)
         compiled(folder, threads)
         with step(f"Timing {network}"):
-            value = measure(folder, threads, batch, sequence, seconds)
+            value = measure(folder, threads, batch, sequence, audio, seconds)
     return Answer(value, show.timing(value))
 
 

@@ -15,10 +15,11 @@ from intq.kernels import pack
 from intq.kernels.cpu import heads, move, pool
 from intq.kernels.cpu.attention import attention
 from intq.kernels.cpu.constants import Channelwise, Uniform
-from intq.kernels.cpu.contract import contraction
+from intq.kernels.cpu.contract import contraction, conv1d
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
 from intq.kernels.cpu.embedding import embedding
 from intq.kernels.cpu.epilogue import Epilogue, curve_in_words
+from intq.kernels.cpu.frames import depthwise_frames
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
@@ -27,6 +28,7 @@ from intq.kernels.cpu.tokens import mean_tokens
 from intq.kernels.library import Library, description, kernel_key, structure
 from intq.kernels.targets import choose
 from intq.ops import OPS
+from intq.ops.contract import masked
 from intq.value import Value
 
 Tensor = tuple[tuple, str]  # (shape, dtype)
@@ -117,6 +119,17 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return write("kernel", plan, finish, shapes)
 
 
+def _conv1d(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    plan, with_mask = of_node(isa, node, inputs[0]), masked(inputs, node.constants)
+    residual = inputs[1].dtype if "residual_multiplier" in node.constants else None
+    rescale = pack.rescale_of(node, inputs)
+    layout = Channelwise(rescale.fields, rescale.base)
+    finish = Epilogue(OPS[node.op].body, node.attrs, node.output.dtype, residual, rescale.lift, layout)
+    shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
+    write = depthwise_frames if plan.mode == "depthwise" else conv1d
+    return write("kernel", plan, finish, shapes, with_mask)
+
+
 def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     tensors, body = [_tensor(x) for x in inputs], OPS[node.op].body
     if "table" in node.constants:
@@ -170,6 +183,7 @@ def _attention(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
 
 
 _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
+    "conv1d": _conv1d,
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,

@@ -31,6 +31,9 @@ ROOMS = (
         "intq.capture",
         "intq.transformer",
         "intq.tokens",
+        "intq.frontend",
+        "intq.frames",
+        "intq.emit_frames",
         "intq.widths",
         "intq.emit_transformer",
         "intq.affines",
@@ -78,13 +81,7 @@ ON_CALL = {("intq.graph", "intq.artifact")}
 def modules() -> dict[str, Path]:
     """Every module of the package by its name in code: vision/models/resnet.py is intq.vision.models.resnet."""
     found = {}
-    houses = {
-        "intq": "intq",
-        "vision": "intq.vision",
-        "nlp": "intq.nlp",
-        "speech": "intq.speech",
-        "kernels": "intq.kernels",
-    }
+    houses = {"intq": "intq", **{name: f"intq.{name}" for name in ("vision", "nlp", "speech", "kernels")}}
     for folder, package in houses.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts

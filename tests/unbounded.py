@@ -61,6 +61,23 @@ def loop_conv2d(node, x, *further):
     return (out, *further)
 
 
+def loop_conv1d(node, x, *further):
+    """Frame by frame, tap by tap."""
+    weight, a = node.constants["weight"].astype(object), node.attrs
+    further = list(further)
+    mask = further.pop() if len(further) > ("residual_multiplier" in node.constants) else np.ones(x.shape[:2], object)
+    (co, k, per), (n, frames, _) = weight.shape, x.shape
+    places = (frames + sum(a["padding"]) - a["dilation"] * (k - 1) - 1) // a["stride"] + 1
+    out = np.zeros((n, places, co), object)
+    for row, place, tap, o in itertools.product(range(n), range(places), range(k), range(co)):
+        at = place * a["stride"] + tap * a["dilation"] - a["padding"][0]
+        first = o // (co // a["groups"]) * per
+        inside = 0 <= at < frames and mask[row, at]
+        taken = x[row, at] if inside else node.constants["pad_value"].astype(object)
+        out[row, place, o] += (taken[first : first + per] * weight[o, tap]).sum()
+    return (out, *further)
+
+
 def loop_linear(node, x, *further):
     return (np.einsum("...k,ok->...o", x.astype(np.int64), node.constants["weight"].astype(np.int64)), *further)
 
@@ -115,6 +132,7 @@ UNBOUNDED_LOOPS = {
     "attention": loop_attention,
     "embedding": loop_embedding,
     "move": lambda node, *xs: xs,
+    "conv1d": loop_conv1d,
     "conv2d": loop_conv2d,
     "linear": loop_linear,
     "sum2d": lambda node, x: loop_pool(node, x, node.constants["pad_value"], np.sum),

@@ -13,6 +13,7 @@ import numpy as np
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.attention import ZERO_POINT
+from intq.ops.contract import masked
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, check_inputs
 
@@ -139,28 +140,44 @@ def _windows(x: np.ndarray, kernel, stride, dilation=(1, 1)) -> np.ndarray:
     return view.transpose(0, 1, 2, 4, 5, 3)
 
 
+def _conv1d(inputs, node):
+    """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
+    x, *further = inputs
+    a, c = node.attrs, node.constants
+    if masked(inputs, c):
+        x = np.where(further.pop()[..., None] == 1, x, c["pad_value"])
+    before, after = a["padding"]
+    padded = NumpyDialect.pad2d(x[:, :, None], (before, 0, after, 0), c["pad_value"])
+    total = _convolved(padded, c["weight"][:, :, None], (a["stride"], 1), (a["dilation"], 1), a["groups"])
+    return (total[:, :, 0], *(f.astype(np.int32) for f in further))
+
+
 def _conv2d(inputs, node):
     x, *further = inputs
-    weight, a = node.constants["weight"], node.attrs
+    a, c = node.attrs, node.constants
+    padded = NumpyDialect.pad2d(x, a["padding"], c["pad_value"])
+    total = _convolved(padded, c["weight"], a["stride"], a["dilation"], a["groups"])
+    return (total, *(f.astype(np.int32) for f in further))
+
+
+def _convolved(padded: np.ndarray, weight: np.ndarray, stride, dilation, groups: int) -> np.ndarray:
+    """(n, h, w, ci) with (co, kh, kw, ci/groups) -> int32 (n, oh, ow, co)."""
     co, kh, kw, ci = weight.shape
-    padded = NumpyDialect.pad2d(x, a["padding"], node.constants["pad_value"])
-    windows = _windows(padded, (kh, kw), a["stride"], a["dilation"])
+    windows = _windows(padded, (kh, kw), stride, dilation)
     n, oh, ow = windows.shape[:3]
-    groups = a["groups"]
     if ci == 1:  # depthwise: a sum of kh * kw products, not a matrix product
         taps = weight.reshape(groups, co // groups, kh, kw).astype(np.int32)  # (c, multiplier, kh, kw)
         total = np.zeros((n, oh, ow, groups, co // groups), np.int32)
         for i in range(kh):
             for j in range(kw):
                 total += windows[:, :, :, i, j, :, None].astype(np.int32) * taps[:, :, i, j]
-        return (total.reshape(n, oh, ow, co), *(f.astype(np.int32) for f in further))
+        return total.reshape(n, oh, ow, co)
     outs = []
     for g in range(groups):
         rows = windows[..., g * ci : (g + 1) * ci].reshape(n * oh * ow, kh * kw * ci)
         columns = weight[g * co // groups : (g + 1) * co // groups].reshape(co // groups, -1)
         outs.append(_exact_matmul(rows, columns.T).reshape(n, oh, ow, co // groups))
-    total = outs[0] if groups == 1 else np.concatenate(outs, axis=-1)
-    return (total, *(f.astype(np.int32) for f in further))
+    return outs[0] if groups == 1 else np.concatenate(outs, axis=-1)
 
 
 def _linear(inputs, node):
@@ -235,6 +252,7 @@ _LOOPS = {
     "attention": _attention,
     "embedding": _embedding,
     "move": _move,
+    "conv1d": _conv1d,
     "conv2d": _conv2d,
     "linear": _linear,
     "sum2d": _sum2d,

@@ -21,6 +21,7 @@ from torch import Tensor
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.attention import ZERO_POINT
+from intq.ops.contract import masked
 from intq.ops.op import Attrs, window_shape
 from intq.value import DTYPE_RANGE, Value, check_inputs
 
@@ -185,6 +186,18 @@ def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: t
     return _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight, **geometry))
 
 
+def _conv1d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype, mask=None) -> Tensor:
+    """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
+    a, x = node.attrs, x.to(runs[0].weight.dtype)
+    pad_value, (before, after) = constants["pad_value"].to(x), a["padding"]
+    if mask is not None:
+        x = torch.where(mask[..., None] == 1, x, pad_value)
+    x = TorchDialect.pad2d(x[:, :, None], (before, 0, after, 0), pad_value)
+    geometry = {"stride": (a["stride"], 1), "dilation": (a["dilation"], 1), "groups": a["groups"], "padding": (0, 0)}
+    total = _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight[:, :, None], **geometry))
+    return total[:, :, 0]
+
+
 def _linear(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
     x = x.to(runs[0].weight.dtype)
     return _summed(runs, dtype, lambda r: F.linear(x[..., r.channels], r.weight))
@@ -236,7 +249,7 @@ def _embedding(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tu
     return word, constants["word_multiplier"][ids][..., None].to(dtype), position, segment
 
 
-CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
+CONTRACTIONS = {"conv1d": _conv1d, "conv2d": _conv2d, "linear": _linear}
 WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
 TEXTS = {"tokens": _tokens, "attention": _attention, "embedding": _embedding}
 
@@ -244,6 +257,9 @@ TEXTS = {"tokens": _tokens, "attention": _attention, "embedding": _embedding}
 def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The operands of a node's body, integers in any type; what a loop adds up is added up in ``dtype``."""
     loop, (x, *further) = OPS[node.op].loop, inputs
+    if loop == "conv1d" and masked(inputs, node.constants):
+        *further, mask = further
+        return (_conv1d(x, runs, node, constants, dtype, mask), *further)
     if loop in CONTRACTIONS:
         return (CONTRACTIONS[loop](x, runs, node, constants, dtype), *further)
     if loop in WINDOWS:

@@ -6,21 +6,28 @@ A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then resc
 a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
 With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's, which the next layer's weights absorb.
 
+A conv1d may take a mask of frames as its last input: what it leaves out counts as padding, so that an utterance in a
+padded batch is computed as alone.
+
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from intq.curves import MAX_LIFT, TOP, curve, fit
+from intq.dims import Dim, floor_divided
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
 from intq.value import DTYPE_RANGE, Shape, Value
 
 
 def _epilogue(L, operands, constants: Constants, attrs: Attrs):
+    """clamp(round(sums * multiplier + residual * its multiplier + offset)), or a curve of that."""
     accumulator, *residual = operands
     terms = [(accumulator, constants["multiplier"])]
     if residual:
@@ -30,6 +37,11 @@ def _epilogue(L, operands, constants: Constants, attrs: Attrs):
     x = L.narrow(rescale(L, terms, constants["offset"], constants["shift"], 0, TOP))
     lift, level = constants.get("lift"), attrs.get("level", 0)
     return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"], lift, level)
+
+
+def masked(inputs: Sequence, constants: Constants) -> bool:
+    """Whether the last input of a contraction is a mask, behind the residual that its constants tell of."""
+    return len(inputs) > 1 + ("residual_multiplier" in constants)
 
 
 def _check_epilogue(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
@@ -56,6 +68,33 @@ def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     shape = (x.shape[0], h, w, co)
     _check_epilogue(inputs, constants, shape)
     return shape
+
+
+def _conv1d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
+    (x, *_), weight, groups = inputs, constants["weight"], attrs["groups"]
+    expect(len(x.shape) == 3, f"expects an (n, frames, c) input, got shape {x.shape}")
+    expect(weight.ndim == 3, f"expects a (co, k, ci/groups) weight, got shape {weight.shape}")
+    co, k, ci = weight.shape
+    expect(x.shape[2] == ci * groups, f"expects {ci * groups} input channels, got {x.shape[2]}")
+    expect(co % groups == 0, f"{co} output channels do not split into {groups} groups")
+    expect(constants["pad_value"].shape == (x.shape[2],), "pad_value must hold one value per input channel")
+    stride, dilation, (before, after) = attrs["stride"], attrs["dilation"], attrs["padding"]
+    expect(min(stride, dilation, k) >= 1, f"kernel, stride and dilation must be positive: {k}, {stride}, {dilation}")
+    expect(min(before, after) >= 0, f"padding must not be negative, got {(before, after)}")
+    frames = windows(x.shape[1], k, stride, (before, after), dilation)
+    expect(isinstance(frames, str) or frames > 0, f"{x.shape[1]} frames are too few for a window of {k}")
+    shape = (x.shape[0], frames, co)
+    if masked(inputs, constants):
+        *inputs, mask = inputs
+        expect(mask.shape == x.shape[:2], f"the mask must be {x.shape[:2]}, got {mask.shape}")
+        expect((mask.low, mask.high) == (0, 1), f"the mask must be 0 or 1, got [{mask.low}, {mask.high}]")
+    _check_epilogue(tuple(inputs), constants, shape)
+    return shape
+
+
+def windows(frames: Dim, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Dim:
+    """How many places a window has over so many frames."""
+    return floor_divided(frames, sum(padding) - dilation * (kernel - 1) - 1 + stride, stride)
 
 
 def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
@@ -134,6 +173,39 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
     return samples
 
 
+def _conv1d_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    # (frames, ci, co, kernel, stride, padding, dilation, groups, dtype, residual dtype, masked)
+    cases = [
+        ("s", 80, 80, 11, 1, (5, 5), 1, 80, "uint8", None, True),  # depthwise
+        ("s", 200, 200, 7, 2, (3, 3), 1, 200, "int16", None, False),
+        ("s", 37, 37, 5, 1, (4, 4), 2, 37, "uint8", None, True),
+        ("s", 64, 48, 5, 2, (2, 2), 1, 1, "uint8", None, True),  # the first layer over features
+        ("s", 96, 70, 3, 1, (2, 2), 2, 1, "uint8", "uint8", True),
+        ("s", 12, 40, 3, 1, (1, 1), 1, 1, "int32", None, False),
+        ("s", 64, 64, 4, 1, (2, 1), 1, 4, "int16", "int16", True),  # groups
+        (50, 1, 32, 10, 5, (0, 0), 1, 1, "uint8", None, False),  # samples
+        (6, 33, 33, 1, 2, (0, 0), 1, 1, "uint8", None, False),
+    ]
+    for frames, ci, co, k, stride, padding, dilation, groups, dtype, residual, with_mask in cases:
+        weight = rng.integers(-127, 128, (co, k, ci // groups)).astype(np.int8)
+        constants = {
+            "weight": weight,
+            "pad_value": rng.integers(0, 256, ci).astype(np.uint8),
+            **_epilogue_constants(rng, weight, dtype, residual is not None),
+        }
+        attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        attrs |= _output_attrs(rng, dtype)
+        inputs = (Value("x", ("n", frames, ci), "uint8", 0, 255),)
+        if residual:
+            shape = ("n", windows(frames, k, stride, padding, dilation), co)
+            inputs += (Value("r", shape, residual, *((0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1))),)
+        if with_mask:
+            inputs += (Value("mask", ("n", frames), "uint8", 0, 1),)
+        samples.append(Sample(inputs, attrs, constants, dtype))
+    return samples
+
+
 def _linear_samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
     for shape, co, dtype, residual, function in [
@@ -176,6 +248,16 @@ OPS = (
         _epilogue,
         _conv2d_shape,
         _conv2d_samples,
+        attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
+        constants=_CONSTANTS | {"pad_value"},
+        optional=frozenset({"residual_multiplier"}),
+    ),
+    Op(
+        "conv1d",
+        "conv1d",
+        _epilogue,
+        _conv1d_shape,
+        _conv1d_samples,
         attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
         constants=_CONSTANTS | {"pad_value"},
         optional=frozenset({"residual_multiplier"}),

@@ -32,6 +32,7 @@ class Op:
     ``loop``: the loop shape, which is all that a backend adds. It turns the node's inputs into the body's operands:
       "pointwise"  inputs as they are, broadcast;
       "conv2d"     (sum over window and input channels of weight * padded input, *further inputs);
+      "conv1d"     the same over frames; a mask, its last input, has taken effect;
       "linear"     (sum over the last axis of weight * input, *further inputs);
       "rows"       the input; the body may sum over the last axis (``L.row_sum``);
       "tokens"     (sum over tokens of mask * input, number of tokens that the mask keeps);
@@ -56,7 +57,19 @@ class Op:
     optional: frozenset[str] = field(default_factory=frozenset)
 
 
-LOOPS = ("pointwise", "conv2d", "linear", "rows", "tokens", "attention", "embedding", "sum2d", "max2d", "move")
+LOOPS = (
+    "pointwise",
+    "conv1d",
+    "conv2d",
+    "linear",
+    "rows",
+    "tokens",
+    "attention",
+    "embedding",
+    "sum2d",
+    "max2d",
+    "move",
+)
 
 
 def expect(condition: bool, message: str) -> None:

@@ -13,12 +13,33 @@ from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
 from intq.kernels.cpu.dense import dense
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
-from intq.kernels.cpu.gather import pad_image, window, window_rows
+from intq.kernels.cpu.frames import sizes_of
+from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows
 from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
 
 CACHE_LINE = 64  # bytes
+
+
+def conv1d(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
+    """The kernel (x, [residual], [mask], weight, constants, pad_value, out) of a convolution over frames."""
+    arguments = [(shapes["x"], "uint8")]
+    arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
+    arguments += [(shapes["x"][:2], "uint8")] if masked else []
+    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64"), ((plan.source[2],), "uint8")]
+    arguments.append((shapes["out"], epilogue.dtype))
+    names, sizes = sizes_of(shapes)
+
+    def body(*rest):
+        known, (x, *more) = dict(zip(names, rest, strict=False)), rest[len(names) :]
+        residual = more.pop(0) if epilogue.residual else None
+        mask = more.pop(0) if masked else None
+        weight, constants, pad_value, out = more
+        writer = _Writer(plan, epilogue, Buffers(x, residual, weight, constants, None, out))
+        writer.frames(*(i64(known.get(d, d)) for d in sizes), mask, pad_value)
+
+    return kernel(name, arguments, body, names)
 
 
 def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple]) -> tirx.PrimFunc:
@@ -89,6 +110,18 @@ class _Writer:
                     else:
                         self._gathered(acc, padded, at, first, group)
 
+    def frames(self, samples, frames, places, mask, pad_value) -> None:
+        """A convolution over frames: of each sample a padded copy, in which the windows of all places lie."""
+        plan, c, (before, _, after, _) = self.plan, self.plan.source[2], self.plan.padding
+        rows = T.Bind(frames + (before + after))
+        beyond = plan.tile_rows * plan.pitch + plan.kernel[0] * plan.dilation[0] * c + CACHE_LINE  # read and dropped
+        with workspace(rows * c + beyond, "uint8") as padded, self._region() as acc, serial(samples) as sample:
+            with parallel(rows, barrier=True) as row:
+                frame = T.Bind(row - before)
+                pad_frame(padded, row * c, self.buffers.x, sample * frames, frame, frames, c, mask, pad_value)
+            with serial(plan.groups) as group:
+                self._product(acc, padded, group * plan.ci, places, sample * places, group, barrier=True)
+
     def _rows(self, rows, least: int) -> None:
         """A linear layer's product: its rows, ``least`` of them or more, in place, or copied where a tile has more."""
         plan, tile = self.plan, self.plan.tile_rows
@@ -153,7 +186,7 @@ class _Writer:
             number = unit // row_tiles if plan.by_columns else unit % len(blocks)
             tile_number = unit % row_tiles if plan.by_columns else unit // len(blocks)
             row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
-            count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns") else i64(tile)
+            count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns", "frames") else i64(tile)
             self._blocks(a, at, row, count, first, group, number, blocks, acc, tile_number)
 
     def _blocks(self, a, at, row, count, first, group, number, blocks, acc, tile_number=0) -> None:
@@ -190,7 +223,7 @@ class _Writer:
         Weights come from beyond the core's caches once; without this the first tile of every block waits for them.
         """
         lines = min(2, padded_width(runs) // 16) * 16 * self.plan.step // CACHE_LINE
-        sharing = min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
+        sharing = lines if self.plan.mode == "frames" else min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
         each = lines // sharing
         return T.Bind(self.plan.block_bytes(runs) + tile_number * (each * CACHE_LINE)), each
 

@@ -38,6 +38,32 @@ def pad_image(target, x, image, pad_value, source, padding, base=0) -> None:
                 fill(at, w + left + right)
 
 
+def pad_frame(target, to, x, first, frame, frames, c: int, mask, pad_value) -> None:
+    """Frame number ``frame`` of a sample whose first is ``first``, to ``target[to]`` and on.
+
+    Padding where it is none of the sample's ``frames`` or left out by the mask.
+    """
+
+    def pad() -> None:
+        copy(target, to, pad_value, i64(0), c)
+
+    def take() -> None:
+        copy(target, to, x, T.Bind((first + frame) * c), c)
+
+    with T.If(tirx.all(frame >= 0, frame < frames)):
+        with T.Then():
+            if mask is None:
+                take()
+            else:
+                with T.If(mask[first + frame] != 0):
+                    with T.Then():
+                        take()
+                    with T.Else():
+                        pad()
+        with T.Else():
+            pad()
+
+
 def window_rows(target, source, at, plan, group) -> None:
     """Copy the window of every output pixel to its row of ``target``; rows lie ``plan.pitch`` apart.
 

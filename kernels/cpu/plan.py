@@ -7,6 +7,7 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
            and dropped
   columns  anything else: the windows copied out one after another (im2col)
   dense    linear on AMX: the rows of the activation itself, however many, see :mod:`intq.kernels.cpu.dense`
+  frames   conv1d: the windows lie in a padded copy of a sample's frames, tap by tap or, undilated, in one piece
   rows     linear elsewhere: the rows themselves, or a copy of them where they are fewer than a tile has
   depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
 """
@@ -25,12 +26,14 @@ from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.ops.op import window_shape
 from intq.value import Value
 
+MANY_WEIGHTS = 2**19  # bytes, of which a frame's rows are read by columns
 TILE_BYTES = 64  # of a row of an AMX tile
 
 
 @dataclass(frozen=True)
 class Plan:
     """``source``: (h, w, c) of the image; a linear layer's is (1, 1, k). All counts are of one group of channels.
+    A conv1d's frames are the rows of an image that is one pixel wide, whose height is not known: (0, 1, c).
 
     Row r of A is ``length`` bytes at ``r * pitch + sum_i t_i * stride_i`` for each combination of taps t_i < count_i;
     ``taps`` holds (count, stride in bytes). ``k``: products per output, ``image_rows``: rows of A per image.
@@ -74,12 +77,16 @@ class Plan:
 
     @property
     def length(self) -> int:
+        if self.mode == "frames" and self.taps:
+            return -(-self.ci // self.isa.k_quantum) * self.isa.k_quantum
         if self.mode == "flat":
             return self.kernel[1] * self.ci if self.dilation[1] == 1 else self.ci
         return -(-self.k // self.isa.k_quantum) * self.isa.k_quantum
 
     @property
     def pitch(self) -> int:
+        if self.mode == "frames":
+            return self.stride[0] * self.source[2]
         if self.mode in ("direct", "flat", "dense"):
             return self.source[2]
         beyond = self.copy_width - self.copy_run if self.overshoots else 0
@@ -109,6 +116,9 @@ class Plan:
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
+        if self.mode == "frames":
+            together = self.dilation[0] == 1 and self.groups == 1
+            return () if together or self.kernel[0] == 1 else ((self.kernel[0], self.dilation[0] * self.source[2]),)
         if self.mode != "flat":
             return ()
         (kh, kw), (dh, dw), c = self.kernel, self.dilation, self.source[2]
@@ -127,6 +137,8 @@ class Plan:
             return self.isa.rows, 1
         if self.mode == "rows":
             return 8, 2
+        if self.mode == "frames":
+            return 16, 2
         rows = self.image_rows
         return min((tiles(rows, 2 * h) * h, -h, h) for h in range(8, 17))[2], 2
 
@@ -142,6 +154,8 @@ class Plan:
         W comes from memory that all cores share, A for the most part from the core's own cache or the other core's,
         which is some three times as slow.
         """
+        if self.mode == "frames":  # of a few seconds; hours are cut into pieces before
+            return self.k * self.columns > MANY_WEIGHTS
         rows_bytes = self.image_rows * self.pitch if self.mode == "columns" else math.prod(self.source)
         return self.k * self.columns > 4 * (rows_bytes + 2 * self.image_rows * self.columns)
 
@@ -158,13 +172,13 @@ class Plan:
     @cached_property
     def k_order(self) -> np.ndarray:
         """The product that each byte of a row meets, in the order taken; -1: none, its weight is zero."""
-        order, tap_count = [], int(np.prod([count for count, _ in self.taps])) if self.taps else 1
+        order, tap_count = [], math.prod(count for count, _ in self.taps)
+        each = self.k // tap_count  # products of a tap
         for tap in range(tap_count):
             done = 0
             for start in self.starts:
                 at = np.arange(start, start + self.step)
-                source = tap * self.length + at
-                order.append(np.where((at >= done) & (source < self.k), source, -1))
+                order.append(np.where((at >= done) & (at < each), tap * each + at, -1))
                 done = start + self.step
         return np.concatenate(order)
 
@@ -218,6 +232,14 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
     return columns
 
 
+def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int) -> Plan:
+    """A convolution over frames of any number."""
+    mode = "depthwise" if attrs["groups"] == channels == co else "frames"
+    (before, after), stride, dilation = attrs["padding"], (attrs["stride"], 1), (attrs["dilation"], 1)
+    source, window = (0, 1, channels), (kernel, 1)
+    return Plan(isa, mode, source, window, stride, (before, 0, after, 0), dilation, attrs["groups"], co)
+
+
 def linear_plan(isa: str, k: int, co: int) -> Plan:
     """A linear layer: a row for each sample, or each of its tokens."""
     mode = "dense" if isa == "amx" and k % ISAS[isa].k_quantum == 0 else "rows"
@@ -229,9 +251,11 @@ def tiles(rows: int, tile: int) -> int:
 
 
 def of_node(isa: str, node: Node, x: Value) -> Plan:
-    """The plan of a conv2d or linear node whose first input is ``x``."""
+    """The plan of a conv1d, conv2d or linear node whose first input is ``x``."""
     weight = node.constants["weight"]
     if node.op == "linear":
         return linear_plan(isa, weight.shape[1], weight.shape[0])
     a = node.attrs
+    if node.op == "conv1d":
+        return conv1d_plan(isa, x.channels, weight.shape[1], a, weight.shape[0])
     return plan(isa, x.shape[1:], weight.shape[1:3], a["stride"], a["padding"], a["dilation"], a["groups"], len(weight))
