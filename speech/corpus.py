@@ -3,9 +3,9 @@
     train/ dev/ test/   SPLIT/speaker/chapter/speaker-chapter-number.flac and speaker-chapter.trans.txt, 16 kHz
     SPEAKERS.TXT        id | split | voice
 
-The phrases are of Jane Austen's novels (:mod:`intq.speech.phrases`), the speakers synthetic (:mod:`intq.speech.voices`);
-333 recorded prompts of one person join the training speech. No phrase and no speaker is in two splits, and of
-espeak-ng no variant is: what is measured on test are voices and sentences that training never had.
+The phrases are of Jane Austen's novels (:mod:`intq.speech.phrases`), the speakers synthetic
+(:mod:`intq.speech.voices`); the recorded prompts of one person join the training speech. No phrase and no speaker is in two splits, and of espeak-ng
+no variant is: what is measured on test are voices and sentences that training never had.
 
 The plan follows from the hours and the seed alone; the sound also from the synthesizers' versions.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intq.errors import IntqError
 from intq.speech.assets import asset
 from intq.speech.phrases import phrases, prompts
 from intq.speech.voices import ACCENTS, FLITE, VARIANTS, Voice, check_engines, espeak, g722, speak
@@ -91,11 +92,18 @@ def recorded() -> list[Line]:
 def plan(hours: float, seed: int, texts: Sequence[str], prompts: Sequence[Line]) -> list[Speaker]:
     """Who says what: the phrases in a random order, the first to test, the next to dev, and so many to each speaker.
 
-    Where training asks for more phrases than are left, they begin anew, with other speakers.
+    Where training asks for more phrases than are left, they begin anew, with other speakers. Raises IntqError when
+    half of all phrases would be held back.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(texts))
     voices = _voices(generator)
+    held = (SHARES["test"] + SHARES["dev"]) * hours * 3600 / SECONDS
+    if held > len(texts) / 2:
+        raise IntqError(
+            f"{hours:g} hours need {held:.0f} phrases that training never sees, and there are {len(texts)} in all: "
+            "ask for fewer hours"
+        )
     speakers, first = [], 0
     for number, split in enumerate(("test", "dev", "train"), start=1):
         count = max(round(hours * SHARES[split] * 3600 / SECONDS), len(voices[split]))

@@ -90,8 +90,8 @@ def unspellable(given: Sequence[Utterance], labels: Labels) -> tuple[str, ...]:
 def librispeech(folder: Path) -> list[Utterance]:
     """All utterances in or below a folder of LibriSpeech (Panayotov et al., 2015), in the order of their names.
 
-        SPLIT/speaker/chapter/speaker-chapter.trans.txt     lines "speaker-chapter-number THE TRANSCRIPT"
-        SPLIT/speaker/chapter/speaker-chapter-number.flac
+    SPLIT/speaker/chapter/speaker-chapter.trans.txt     lines "speaker-chapter-number THE TRANSCRIPT"
+    SPLIT/speaker/chapter/speaker-chapter-number.flac
     """
     found = [
         Utterance(path, 0.0, 0.0, text, where)

@@ -1,4 +1,4 @@
-"""What a speech network makes of recordings with transcripts, integer or float by the same path, and how right it is."""
+"""What a speech network hears in recordings, integer or float by the same path, and how right it is."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ Frames = Callable[[int], int]  # samples -> frames of the answer that are theirs
 Progress = Callable[[int, int], None]
 
 
-def transcribe(
-    predict: Predict, frames: Frames, decode: Decode, pieces: Sequence[np.ndarray]
-) -> list[str]:
+def transcribe(predict: Predict, frames: Frames, decode: Decode, pieces: Sequence[np.ndarray]) -> list[str]:
     """The transcript of each recording, int16 samples (t,), run as one batch padded with zeros.
 
     A row's padding is none of its answer: only the frames that are its own are decoded.
@@ -88,9 +86,7 @@ def evaluate(
     }
 
 
-def _pieces(
-    each: Utterance, rate: int, longest: int, shortest: int, changed: dict[str, int]
-) -> Iterator[np.ndarray]:
+def _pieces(each: Utterance, rate: int, longest: int, shortest: int, changed: dict[str, int]) -> Iterator[np.ndarray]:
     """An utterance's samples, cut when they are more than `longest`; counts in `changed` what was done to it."""
     for what in audio.changes(each.path, rate):
         changed[what] = changed.get(what, 0) + 1

@@ -32,7 +32,9 @@ def phrases(novels: Path) -> list[str]:
     found = [_words(piece) for text in _novels(novels) for piece in END.split(_plain(text))]
     count = Counter(word for words in found for word in words)
     common = {word for word, times in count.items() if times >= COMMON}
-    return sorted({" ".join(words) for words in found if SHORTEST <= len(words) <= LONGEST and common.issuperset(words)})
+    return sorted(
+        {" ".join(words) for words in found if SHORTEST <= len(words) <= LONGEST and common.issuperset(words)}
+    )
 
 
 def prompts(transcripts: Path) -> dict[str, str]:
@@ -95,4 +97,3 @@ def _strings(content: bytes) -> Iterator[str]:
         length = struct.unpack_from(">i", content, at + 4)[0]  # -1: not available
         at += 8 + max(length, 0)
         yield content[at - max(length, 0) : at].decode("utf-8")
-

@@ -100,7 +100,9 @@ def trained(**options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"model_type": "unigram"}, {"byte_fallback": True, "vocab_size": 300}], ids=["bpe", "unigram", "bytes"]
+    "options",
+    [{}, {"model_type": "unigram"}, {"byte_fallback": True, "vocab_size": 300}],
+    ids=["bpe", "unigram", "bytes"],
 )
 def test_sentencepieces_text_is_the_librarys(options):
     model, processor = trained(**options)
@@ -198,5 +200,8 @@ def test_without_the_library_the_search_says_what_to_install(monkeypatch):
 
 
 def test_normalized():
-    assert normalized("Well-known,  isn\u2019t it? \u201cYES\u201d \u2013 na\u00efve 3\n") == "well known isn't it yes na\u00efve 3"
+    assert (
+        normalized("Well-known,  isn\u2019t it? \u201cYES\u201d \u2013 na\u00efve 3\n")
+        == "well known isn't it yes na\u00efve 3"
+    )
     assert normalized(" ... ") == ""
