@@ -86,7 +86,7 @@ def test_no_speaker_and_no_phrase_is_in_two_splits(tmp_path, hours):
         assert not said[one] & said[other] and not heard[one] & heard[other]
     assert all(len(speaker.lines) >= 1 for speaker in speakers)
     assert speakers[-1].lines == tuple(prompts) and speakers[-1].split == "train"
-    assert (len(splits["dev"]), len(splits["test"])) == (6, 11)
+    assert (len(splits["dev"]), len(splits["test"])) == (5, 11)
 
 
 def _throat(name):

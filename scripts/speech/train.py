@@ -1,7 +1,7 @@
 """Train a small QuartzNet with CTC on the made corpus, on one core, and keep it in the cache as a .nemo checkpoint.
 
 The network is a plain float one that knows nothing of quantization: QuartzNet's blocks (Kriman et al., 2020), fewer and
-narrower, on 64 mel bands, with an output every 20 ms and characters as labels. The word error rate is that of greedy
+narrower, on 64 mel bands, with an output every 40 ms and characters as labels. The word error rate is that of greedy
 decoding without a language model, on speakers and sentences that training never had.
 
 On standard output a table, with --json {"model", "data", "weights", "seconds", "task", "examples", "hours", "metrics"}.
@@ -41,18 +41,19 @@ from intq.speech.models.network import SpeechModel
 NAME = "quartznet-small"
 RATE = 16000
 FRONT = FrontEnd(sample_rate=RATE, window=320, hop=160, fft=512, bands=64)
-KERNELS, FILTERS, REPEAT, LAST = (11, 13, 15, 17, 19), 192, 3, 384
+FILTERS, KERNELS, REPEAT, LAST = 256, (9, 11, 13, 15, 17), 3, 512
 BLOCKS = (
-    BlockSettings(FILTERS, KERNELS[0], stride=2, separable=True),
+    BlockSettings(FILTERS, 11, stride=2, separable=True),
+    BlockSettings(FILTERS, 11, stride=2, separable=True),
     *(BlockSettings(FILTERS, kernel, REPEAT, residual=True, separable=True) for kernel in KERNELS),
-    BlockSettings(FILTERS, 25, separable=True),
+    BlockSettings(FILTERS, 19, separable=True),
     BlockSettings(LAST, 1),
 )
 NETWORK = Architecture(NAME, FRONT, BLOCKS, "ctc", LETTERS)
 BATCH = 6000  # frames of 10 ms: a minute, some 20 phrases
 STRETCH, WARP = 0.12, 0.1  # by how much the time and the frequency axis of a batch are drawn out or pressed
 MASKS = ((2, 10), (3, 12))  # how many masks of up to so many bands, and of up to so many frames (Park et al., 2019)
-RATE_PEAK, DECAY = 4e-3, 1e-2
+EPOCHS, RATE_PEAK, DECAY = 16, 4e-3, 1e-2
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -264,7 +265,9 @@ def predict(model: nn.Module, samples: np.ndarray, lengths: np.ndarray) -> np.nd
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_speech", description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=HOURS, help=f"of training speech to make (default {HOURS:g})")
-    parser.add_argument("--epochs", type=int, default=40, help="passes over the training speech (default 40)")
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help=f"passes over the training speech (default {EPOCHS})"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--retrain", action="store_true", help="train even when a trained model is in the cache")
