@@ -1,4 +1,4 @@
-"""What a speech network makes of recordings with transcripts, integer or float by the same path, and how right it is."""
+"""What a speech network hears in recordings, integer or float by the same path, and how right it is."""
 
 from __future__ import annotations
 

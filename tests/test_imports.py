@@ -69,6 +69,12 @@ ONLY_IN = {
     "sklearn": {"intq.nlp"},
     "yaml": {"intq.speech"},
     "sentencepiece": {"intq.speech"},
+    "soundfile": {"intq.speech"},
+    "soxr": {"intq.speech"},
+    "jiwer": {"intq.speech"},
+    "ctc_beam_decoder": {"intq.speech"},
+    "torchaudio": {"intq.speech"},
+    "G722": {"intq.speech"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }

@@ -1,4 +1,4 @@
-"""Recordings of every kind become int16 samples at one rate, bit for bit where they can; long ones are cut where quiet."""
+"""Recordings of every kind become int16 samples at one rate, bit for bit where they can; long ones are cut."""
 
 import sys
 

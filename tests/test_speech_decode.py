@@ -85,8 +85,8 @@ def test_hugging_faces_transcript_is_transformers(tmp_path):
     labels = hugging_face(vocabulary)
     generator = np.random.default_rng(0)
     for _ in range(50):
-        path = generator.integers(0, 7, 30)
-        want = tokenizer.decode(path.tolist(), skip_special_tokens=True)
+        path = generator.choice([0, 4, 5, 6], 30)
+        want = tokenizer.decode(path.tolist())
         assert greedy(scores_of(path, 7), labels) == " ".join(want.split())
 
 
@@ -94,7 +94,7 @@ def trained(**options):
     import sentencepiece as library
 
     model = io.BytesIO()
-    settings = {"model_type": "bpe", "vocab_size": 40, "minloglevel": 2} | options
+    settings = {"model_type": "bpe", "vocab_size": 40, "hard_vocab_limit": False, "minloglevel": 2} | options
     library.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), model_writer=model, **settings)
     return model.getvalue(), library.SentencePieceProcessor(model_proto=model.getvalue())
 
