@@ -9,7 +9,7 @@ import numpy as np
 
 from intq.errors import UnprovenError
 from intq.ops import OPS
-from intq.ops.attention import FAR, LARGEST, ZERO_POINT, weight_of
+from intq.ops.attention import FAR, LARGEST, ZERO_POINT, split, weight_of
 from intq.ops.contract import masked
 from intq.ops.op import Attrs, Constants
 from intq.value import DTYPE_RANGE, Value
@@ -175,7 +175,15 @@ class IntervalDialect:
 
 
 _TABLES = ("table", "curve")
-_IN_LOOPS = ("weight", "pad_value", "word", "word_multiplier", "position", "segment")  # constants that bodies never see
+_IN_LOOPS = (
+    "weight",
+    "pad_value",
+    "word",
+    "word_multiplier",
+    "position",
+    "segment",
+    "distances",
+)  # constants that bodies never see
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,7 @@ def bounds(op: str, inputs: tuple[Value, ...], attrs: Attrs, constants: Constant
         operands = _LOOPS[operation.loop](dialect, ranges, attrs, constants)
         exact = {k: v if k in _TABLES else v.astype(object) for k, v in constants.items() if k not in _IN_LOOPS}
         if operation.loop == "attention":
-            _prove_weights(dialect, len(inputs) > 3, attrs, exact)
+            _prove_weights(dialect, bool(split(inputs, attrs)[2]), attrs, exact)
         result = operation.body(dialect, operands, exact, attrs)
         low, high = int(result.low.min()), int(result.high.max())
         bits = max(operands[0].bits, dialect.sum_bits)
@@ -255,7 +263,7 @@ def _heads(L, ranges, attrs, constants):
 
 def _prove_weights(L, masked: bool, attrs, constants) -> None:
     """What attention's body takes for granted: the largest score's weight is 255, that of a masked one is 0."""
-    reach = 2 * ZERO_POINT**2 * attrs["size"]  # how far two unmasked scores may be apart
+    reach = 2 * (ZERO_POINT**2 * attrs["size"] + attrs.get("bias", 0))  # how far two unmasked scores may be apart
     cases = [(exactly(0, 32), LARGEST, "of a row's largest score")]
     if masked:
         cases.append((Interval(FAR - reach, FAR + reach), 0, "of a masked score"))
@@ -277,9 +285,19 @@ def _numbered(L, ranges, attrs, constants):
     return ranges[1], Interval(1, 2**31 - 1)
 
 
+def _by_distance(L, ranges, attrs, constants):
+    return (
+        L.matmul(ranges[0] - ZERO_POINT, Interval(*_ends(constants["distances"])), constants["distances"].shape[2]),
+    )
+
+
+def _ends(table: np.ndarray) -> tuple[int, int]:
+    return int(table.min()), int(table.max())
+
+
 def _embedded(L, ranges, attrs, constants):
     tables = (constants[k] for k in ("word", "word_multiplier", "position", "segment"))
-    return tuple(Interval(int(t.min()), int(t.max())) for t in tables)
+    return tuple(Interval(*_ends(t)) for t in tables)
 
 
 def _unchanged(L, ranges, attrs, constants):
@@ -291,6 +309,7 @@ _LOOPS = {
     "rows": _unchanged,
     "tokens": _masked_sum,
     "attention": _heads,
+    "relative": _by_distance,
     "spectrum": _framed,
     "frames": _unchanged,
     "mask": _numbered,

@@ -40,6 +40,7 @@ CONSTANT_DTYPES = {
     "position": ("int16",),
     "position_multiplier": ("int32",),
     "segment": ("int16",),
+    "distances": ("int8",),
     "segment_multiplier": ("int32",),
     "window": ("int32",),
     "turn": ("int32",),

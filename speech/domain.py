@@ -160,7 +160,7 @@ def evaluate(
     language_model: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed recordings."""
+    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed speech."""
     if metadata["head"] != "ctc":
         raise IntqError(f"{metadata['model']} writes no transcripts: `intq run` shows its answers")
     if data is None:

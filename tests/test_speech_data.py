@@ -8,7 +8,7 @@ import soundfile
 
 from intq.errors import IntqError
 from intq.speech import data
-from intq.speech.evaluate import evaluate, transcribe
+from intq.speech.evaluate import answered, evaluate
 from intq.speech.labels import characters
 
 RATE = 16000
@@ -256,5 +256,5 @@ def test_nothing_to_evaluate_and_too_short(tmp_path):
 def test_a_row_of_a_batch_is_decoded_as_alone():
     from intq.speech.decode import greedy
 
-    texts = transcribe(Listener(), frames, lambda scores: greedy(scores, LABELS), [spoken("a"), spoken("so it is")])
-    assert texts == ["a", "so it is"]
+    rows = answered(Listener(), frames, [spoken("a"), spoken("so it is")])
+    assert [greedy(scores, LABELS) for scores in rows] == ["a", "so it is"]

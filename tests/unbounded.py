@@ -112,12 +112,23 @@ def loop_tokens(node, x, mask):
     return total, np.array([[sum(row)] for row in mask], object)
 
 
-def loop_attention(node, q, k, v, *mask):
+def loop_attention(node, q, k, v, *more):
     """(n, heads, tokens, size) without the zero point; masks (n, 1, 1, tokens)."""
     size = node.attrs["size"]
     heads = [slice(at, at + size) for at in range(0, q.shape[-1], size)]
     split = [np.stack([x[..., head] - ZERO_POINT for head in heads], 1) for x in (q, k, v)]
-    return (*split, *(m[:, None, None] for m in mask))
+    bias = "bias" in node.attrs
+    return (*split, *more[:bias], *(m[:, None, None] for m in more[bias:]))
+
+
+def loop_relative(node, q):
+    table, most = node.constants["distances"].astype(object), node.attrs["longest"]
+    (heads, _, size), (n, tokens, _) = table.shape, q.shape
+    out = np.zeros((n, heads, tokens, tokens), object)
+    for row, head, i, j in itertools.product(range(n), range(heads), range(tokens), range(tokens)):
+        own = q[row, i, head * size : (head + 1) * size] - ZERO_POINT
+        out[row, head, i, j] = (own * table[head, most - 1 + j - i]).sum()
+    return (out,)
 
 
 def loop_embedding(node, ids):
@@ -165,6 +176,7 @@ UNBOUNDED_LOOPS = {
     "rows": lambda node, x: (x,),
     "tokens": loop_tokens,
     "attention": loop_attention,
+    "relative": loop_relative,
     "embedding": loop_embedding,
     "spectrum": loop_spectrum,
     "frames": lambda node, x, mask: (x, mask[..., None]),

@@ -13,7 +13,7 @@ import numpy as np
 from intq import dims
 from intq.graph import Graph, Node
 from intq.ops import OPS
-from intq.ops.attention import ZERO_POINT
+from intq.ops.attention import ZERO_POINT, split
 from intq.ops.contract import masked
 from intq.ops.log_mel import frame_count
 from intq.ops.op import window_shape
@@ -230,11 +230,26 @@ def _tokens(inputs, node):
 
 def _attention(inputs, node):
     """(n, tokens, heads * size) -> (n, heads, tokens, size), int32 without the zero point; the result goes back."""
-    n, tokens = inputs[0].shape[:2]
-    heads, size = node.attrs["heads"], node.attrs["size"]
-    qkv = (x.astype(np.int32) - ZERO_POINT for x in inputs[:3])
-    split = tuple(x.reshape(n, tokens, heads, size).transpose(0, 2, 1, 3) for x in qkv)
-    return (*split, *(mask.astype(np.int32)[:, None, None, :] for mask in inputs[3:]))
+    heads = node.attrs["heads"]
+    qkv, bias, mask = split(inputs, node.attrs)
+    apart = tuple(_heads_apart(x, heads) for x in qkv)
+    return (*apart, *bias, *(m.astype(np.int32)[:, None, None, :] for m in mask))
+
+
+def _heads_apart(x: np.ndarray, heads: int) -> np.ndarray:
+    """(n, tokens, heads * size) -> (n, heads, tokens, size), int32 without the zero point."""
+    n, tokens, channels = x.shape
+    return (x.astype(np.int32) - ZERO_POINT).reshape(n, tokens, heads, channels // heads).transpose(0, 2, 1, 3)
+
+
+def _relative(inputs, node):
+    table = node.constants["distances"]
+    q = _heads_apart(inputs[0], len(table))
+    tokens, longest = q.shape[2], node.attrs["longest"]
+    near = table[:, longest - tokens : longest + tokens - 1]  # of the distances -(tokens - 1) to tokens - 1
+    by_distance = _exact_matmul(q, near.swapaxes(1, 2))
+    at = tokens - 1 + np.arange(tokens)[None, :] - np.arange(tokens)[:, None]  # (query, key)
+    return (np.take_along_axis(by_distance, np.broadcast_to(at, (*q.shape[:2], *at.shape)), 3),)
 
 
 def _spectrum(inputs, node):
@@ -289,6 +304,7 @@ _LOOPS = {
     "rows": _rows,
     "tokens": _tokens,
     "attention": _attention,
+    "relative": _relative,
     "embedding": _embedding,
     "spectrum": _spectrum,
     "frames": _frames,

@@ -21,7 +21,7 @@ from torch import Tensor
 from intq import dims
 from intq.graph import Graph, Node
 from intq.ops import OPS
-from intq.ops.attention import ZERO_POINT
+from intq.ops.attention import ZERO_POINT, split
 from intq.ops.contract import masked
 from intq.ops.log_mel import frame_count
 from intq.ops.op import Attrs, window_shape
@@ -239,9 +239,24 @@ def _tokens(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple
 
 def _attention(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """(n, tokens, heads * size) -> (n, heads, tokens, size) without the zero point; :func:`arranged` takes it back."""
-    size = (node.attrs["heads"], node.attrs["size"])
-    split = [(x.to(dtype) - ZERO_POINT).unflatten(-1, size).transpose(1, 2) for x in inputs[:3]]
-    return (*split, *(mask.to(dtype)[:, None, None, :] for mask in inputs[3:]))
+    qkv, bias, mask = split(inputs, node.attrs)
+    apart = [_heads_apart(x.to(dtype), node.attrs["heads"]) for x in qkv]
+    return (*apart, *(b.to(dtype) for b in bias), *(m.to(dtype)[:, None, None, :] for m in mask))
+
+
+def _heads_apart(x: Tensor, heads: int) -> Tensor:
+    """(n, tokens, heads * size) -> (n, heads, tokens, size) without the zero point."""
+    return (x - ZERO_POINT).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _relative(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor]:
+    table = constants["distances"]
+    q = _heads_apart(inputs[0].to(torch.float64), len(table))
+    tokens, longest = q.shape[2], node.attrs["longest"]
+    near = table[:, longest - tokens : longest + tokens - 1].to(q)
+    at = torch.arange(tokens, device=q.device)
+    at = tokens - 1 + at[None, :] - at[:, None]  # (query, key)
+    return ((q @ near.transpose(1, 2)).gather(3, at.expand(*q.shape[:2], -1, -1)).to(dtype),)
 
 
 def _spectrum(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -294,6 +309,7 @@ WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
 SEQUENCES = {
     "tokens": _tokens,
     "attention": _attention,
+    "relative": _relative,
     "embedding": _embedding,
     "spectrum": _spectrum,
     "frames": _frames,

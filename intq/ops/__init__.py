@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from intq.ops import attention, contract, embedding, frames, log_mel, move, pointwise, rows
+from intq.ops import attention, contract, embedding, frames, log_mel, move, pointwise, relative, rows
 from intq.ops.op import LOOPS, Op, Sample
 
 OPS: dict[str, Op] = {
     op.name: op
-    for module in (contract, pointwise, rows, embedding, attention, log_mel, frames, move)
+    for module in (contract, pointwise, rows, embedding, attention, relative, log_mel, frames, move)
     for op in module.OPS
 }
 

@@ -1,13 +1,16 @@
 """Attention in one operation: both products, the mask and the softmax between them.
 
-    y = softmax(q k^T / sqrt(d) + mask) v        (Vaswani et al. 2017, eq. 1; per head of d channels)
+    y = softmax((q k^T + bias) / sqrt(d) + mask) v        (Vaswani et al. 2017, eq. 1; per head of d channels)
 
-Probabilities are never rounded to 8 bits. What multiplies ``v`` are weights ``e = round(255 exp(score - max))``,
+The bias, 32 bits in the unit of the products, is what :mod:`intq.ops.relative` makes of relative positions; attribute
+``bias`` says how large it can be. Probabilities are never rounded to 8 bits. What multiplies ``v`` are weights ``e = round(255 exp(score - max))``,
 the largest of which is always 255, and the division by their sum comes after the product, once a row. So a row of
 512 equal scores loses nothing, where probabilities of 1/512 would all round to the same 0 or 1 of 255.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,18 +47,21 @@ def mean_of(L, products, share, constants: Constants, attrs: Attrs):
 
 
 def _attention(L, operands, constants: Constants, attrs: Attrs):
-    """q, k, v: (batch, head, token, d), zero points taken off; mask: (batch, 1, 1, key), 0 where a key is left out."""
-    q, k, v, *mask = operands
+    """q, k, v: (batch, head, token, d), zero points taken off; bias: (batch, head, query, key), in units of q k^T;
+    mask: (batch, 1, 1, key), 0 where a key is left out."""
+    q, k, v, *more = operands
     scores = L.matmul(q, L.swap(k), attrs["size"])  # (batch, head, query, key)
-    if mask:
-        scores = scores + (mask[0] - 1) * FAR
+    if "bias" in attrs:
+        scores = scores + more.pop(0)
+    if more:
+        scores = scores + (more[0] - 1) * FAR
     weights = weight_of(L, L.row_max(scores) - scores, constants, attrs)
     share = share_of(L, L.row_sum(weights, attrs["longest"]), constants, attrs)
     return mean_of(L, L.matmul(weights, v, attrs["longest"]), share, constants, attrs)
 
 
 def _shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
-    expect(len(inputs) in (3, 4), f"takes q, k, v and at most a mask, got {len(inputs)} inputs")
+    expect(len(inputs) >= 3, f"takes q, k, v and maybe a bias and a mask, got {len(inputs)} inputs")
     q = inputs[0]
     expect(len(q.shape) == 3, f"expects (n, tokens, channels) inputs, got shape {q.shape}")
     for x in inputs[:3]:
@@ -66,18 +72,39 @@ def _shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Sha
     tokens = q.shape[1]
     if isinstance(tokens, int):
         expect(tokens <= attrs["longest"], f"longest is {attrs['longest']}, the input has {tokens} tokens")
-    for x in inputs[3:]:
+    bias, mask = split(inputs, attrs)[1:]
+    for x in bias:
+        expect(x.shape == (q.shape[0], attrs["heads"], tokens, tokens), f"the bias must fit the scores, got {x.shape}")
+        expect(
+            -attrs["bias"] <= x.low <= x.high <= attrs["bias"], f"the bias is said to be within {attrs['bias']}: {x}"
+        )
+    expect(len(mask) < 2, f"takes q, k, v and maybe a bias and a mask, got {len(inputs)} inputs")
+    for x in mask:
         expect(x.shape == q.shape[:2], f"the mask must be {q.shape[:2]}, got {x.shape}")
         expect((x.low, x.high) == (0, 1), f"the mask must be 0 or 1, got [{x.low}, {x.high}]")
     return q.shape
 
 
+def split(inputs: Sequence, attrs: Attrs) -> tuple[tuple, tuple, tuple]:
+    """(q, k, v), the bias and the mask, each of these if there is one."""
+    count = 3 + ("bias" in attrs)
+    return tuple(inputs[:3]), tuple(inputs[3:count]), tuple(inputs[count:])
+
+
 def _samples(rng: np.random.Generator) -> list[Sample]:
     exponential = fit(lambda x: np.exp(-x), 0.0, 6.3, 1 / LARGEST)
     samples = []
-    for tokens, heads, size, masked, spread in [("s", 2, 64, True, 12), ("s", 3, 32, False, 14), (19, 1, 16, False, 9)]:
+    for tokens, heads, size, masked, spread, biased in [
+        ("s", 2, 64, True, 12, False),
+        ("s", 3, 32, False, 14, False),
+        (19, 1, 16, False, 9, False),
+        ("s", 2, 44, True, 12, True),
+        (21, 1, 32, False, 12, True),
+    ]:
         shape = ("n", tokens, heads * size)
         inputs = tuple(Value(x, shape, "uint8", 0, 255, 0.05, ZERO_POINT, longest=512) for x in "qkv")
+        if biased:
+            inputs += (Value("bias", ("n", heads, tokens, tokens), "int32", -(2**19), 2**19, longest=512),)
         if masked:
             inputs += (Value("mask", shape[:2], "uint8", 0, 1, longest=512),)
         shift = 30 + spread + 8 - 15  # scores that differ by 2**(spread + 8) reach the curve's end
@@ -91,6 +118,7 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
             "shift": np.int32(36).reshape(()),
         }
         attrs = {"heads": heads, "size": size, "longest": 512, "drop": exponential.drop, "low": 0, "high": 255}
+        attrs |= {"bias": 2**19} if biased else {}
         samples.append(Sample(inputs, attrs, constants, "uint8"))
     return samples
 
@@ -103,6 +131,7 @@ OPS = (
         _shape,
         _samples,
         attrs=frozenset({"heads", "size", "longest", "drop", "low", "high"}),
+        optional=frozenset({"bias"}),
         constants=frozenset(
             {"curve", "score_multiplier", "score_offset", "score_shift", "multiplier", "offset", "shift"}
         ),

@@ -36,7 +36,9 @@ class Op:
       "linear"     (sum over the last axis of weight * input, *further inputs);
       "rows"       the input; the body may sum over the last axis (``L.row_sum``);
       "tokens"     (sum over tokens of mask * input, number of tokens that the mask keeps);
-      "attention"  (q, k, v per head without their zero points[, mask]); the body multiplies matrices (``L.matmul``);
+      "attention"  (q, k, v per head without their zero points[, bias][, mask]); the body multiplies matrices
+                   (``L.matmul``);
+      "relative"   (of each head, query and key the sum over channels of table * q, the table's row by their distance);
       "spectrum"   (samples, samples before), each (point of the window, n, frame), 0 where there is none; the body's
                    result is (channel, n, frame);
       "frames"     (x, mask as (n, frames, 1)); the body may sum over the frames (``L.frame_sum``);
@@ -62,7 +64,7 @@ class Op:
 
 
 LOOPS = (
-    *("pointwise", "conv1d", "conv2d", "linear", "rows", "tokens", "attention", "embedding"),
+    *("pointwise", "conv1d", "conv2d", "linear", "rows", "tokens", "attention", "relative", "embedding"),
     *("spectrum", "frames", "mask", "sum2d", "max2d", "move"),
 )
 
