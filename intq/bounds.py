@@ -175,15 +175,8 @@ class IntervalDialect:
 
 
 _TABLES = ("table", "curve")
-_IN_LOOPS = (
-    "weight",
-    "pad_value",
-    "word",
-    "word_multiplier",
-    "position",
-    "segment",
-    "distances",
-)  # constants that bodies never see
+# constants that bodies never see
+_IN_LOOPS = ("weight", "pad_value", "word", "word_multiplier", "position", "segment", "distances")
 
 
 @dataclass(frozen=True)
@@ -286,9 +279,8 @@ def _numbered(L, ranges, attrs, constants):
 
 
 def _by_distance(L, ranges, attrs, constants):
-    return (
-        L.matmul(ranges[0] - ZERO_POINT, Interval(*_ends(constants["distances"])), constants["distances"].shape[2]),
-    )
+    table = constants["distances"]
+    return (L.matmul(ranges[0] - ZERO_POINT, Interval(*_ends(table)), table.shape[2]),)
 
 
 def _ends(table: np.ndarray) -> tuple[int, int]:

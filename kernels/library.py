@@ -35,6 +35,7 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     Arrays are given to a kernel when it runs, so that the layers of an encoder are alike: what counts of them is their
     shapes and whether shifts reach 32. Only an average pooling has its constants as immediates.
     """
+    from intq.kernels.cpu.frames import window_span
     from intq.kernels.cpu.heads import arithmetic, words_suffice
     from intq.kernels.pack import rescale_of
 
@@ -48,6 +49,8 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
         parts += [rescale.base, rescale.lift]
     if node.op == "attention":
         parts.append(arithmetic(node))
+    if node.op == "log_mel":
+        parts.append(window_span(node))
     if OPS[node.op].loop == "linear" and "curve" in node.constants:
         lifted = "lift" in node.constants and int(node.constants["lift"].max()) > node.attrs["drop"]
         parts += [words_suffice(node.constants["curve"]), lifted]

@@ -17,11 +17,14 @@ from intq.kernels.cpu.attention import attention
 from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.contract import contraction, convolve_frames
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
+from intq.kernels.cpu.depthwise_frames import depthwise_frames
 from intq.kernels.cpu.embedding import embedding
 from intq.kernels.cpu.epilogue import Epilogue, curve_in_words
-from intq.kernels.cpu.frames import depthwise_frames
+from intq.kernels.cpu.frames import spectrum_of
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
+from intq.kernels.cpu.log_mel import log_mel
+from intq.kernels.cpu.normalize import frame_mask, normalize_frames
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
 from intq.kernels.cpu.tokens import mean_tokens
@@ -170,6 +173,21 @@ def _embedding(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return embedding("kernel", ISAS[isa], OPS[node.op].body, node.attrs, rescale, tables, *ends)
 
 
+def _log_mel(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    given = [(array.shape, array.dtype.name) for array in arrays]
+    base, ends = pack.rescale_of(node, inputs).base, (_tensor(inputs[0]), _tensor(node.output))
+    return log_mel("kernel", ISAS[isa], spectrum_of(node, isa), node.attrs, base, given, *ends)
+
+
+def _normalize_frames(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    tensors = [_tensor(x) for x in (*inputs, node.output)]
+    return normalize_frames("kernel", node.attrs, pack.rescale_of(node, inputs), *tensors)
+
+
+def _frame_mask(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    return frame_mask("kernel", OPS[node.op].body, node.attrs, _tensor(inputs[0]), _tensor(node.output))
+
+
 def _move(write: Callable) -> Callable:
     return lambda node, inputs, arrays, isa: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
@@ -193,6 +211,9 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "tokens": _mean_tokens,
     "embedding": _embedding,
     "attention": _attention,
+    "spectrum": _log_mel,
+    "frames": _normalize_frames,
+    "mask": _frame_mask,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intq.graph import Node
-from intq.kernels.cpu import heads
+from intq.kernels.cpu import frames, heads
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
 from intq.kernels.cpu.runs import DOUBLE, Run, runs
@@ -31,6 +31,13 @@ NO_RESCALE = (
     "table",
     "curve",
     "lift",
+    "window",
+    "turn",
+    "band_first",
+    "band_count",
+    "band_weight",
+    "guard",
+    "deviation_epsilon",
 )  # constants that are none of a rescale's
 
 Blocks = list[tuple[int, tuple[Run, ...]]]  # (first channel, runs)
@@ -50,14 +57,17 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = [constants["table"]]
     elif node.op == "attention":
         out = [heads.scalars(node, rescale_of(node, inputs).base)]
+    elif node.op == "log_mel":
+        out = frames.log_mel_arrays(node, rescale_of(node, inputs), isa)
+    elif node.op == "normalize_frames":
+        out = [normalize_array(node, inputs)]
     elif node.op == "embedding":
         out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(node, inputs, isa)]
     elif node.op != "avg_pool2d" and "shift" in constants:
         out = [rescale_array(node, inputs, isa)]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
-    if "epsilon" in constants:
-        out.append(constants["epsilon"].reshape(1))
+    out += [constants[name].reshape(1) for name in ("epsilon", "deviation_epsilon") if name in constants]
     if "weight" in constants and not plan.source[0]:
         out.append(constants["pad_value"])
     elif node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
@@ -78,6 +88,11 @@ def rescale_array(node: Node, inputs: tuple[Value, ...], isa: str) -> np.ndarray
     if rescale.channelwise:
         return epilogue(rescale, [(0, tuple(runs(node.output.channels, ISAS[isa].quads, ISAS[isa].natural)))])
     return np.array([rescale.constants[name] for name in (*rescale.fields, "shift")], np.int64)
+
+
+def normalize_array(node: Node, inputs: tuple[Value, ...]) -> np.ndarray:
+    """The same in runs of natural order, of which a kernel has four times as many as of quads."""
+    return epilogue(rescale_of(node, inputs), [(0, tuple(runs(node.output.channels, (), frames.CHANNELS)))])
 
 
 def output_blocks(plan: Plan) -> Blocks:

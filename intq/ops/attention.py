@@ -2,10 +2,12 @@
 
     y = softmax((q k^T + bias) / sqrt(d) + mask) v        (Vaswani et al. 2017, eq. 1; per head of d channels)
 
-The bias, 32 bits in the unit of the products, is what :mod:`intq.ops.relative` makes of relative positions; attribute
-``bias`` says how large it can be. Probabilities are never rounded to 8 bits. What multiplies ``v`` are weights ``e = round(255 exp(score - max))``,
+Probabilities are never rounded to 8 bits. What multiplies ``v`` are weights ``e = round(255 exp(score - max))``,
 the largest of which is always 255, and the division by their sum comes after the product, once a row. So a row of
 512 equal scores loses nothing, where probabilities of 1/512 would all round to the same 0 or 1 of 255.
+
+A bias is 32 bits wide and in the unit of the products, such as :mod:`intq.ops.relative` makes of relative positions;
+the attribute ``bias`` says how large it can be.
 """
 
 from __future__ import annotations

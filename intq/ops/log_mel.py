@@ -257,6 +257,8 @@ def _shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Sha
     exact = turns_of(fft).astype(np.int64)
     expect(turn.shape == exact.shape, f"turn must be {exact.shape}, got {turn.shape}")
     expect(np.abs(turn - exact).max() <= 1, "turn must be cosines and sines, each off by one unit at most")
+    quarters = slice(None, None, fft // 4)  # 1 and -i, by which nobody multiplies
+    expect((turn[:, quarters] == exact[:, quarters]).all(), "turn must be exact where it is 1 and -i")
     expect(attrs["window_shift"] in WINDOW_SHIFTS, f"window_shift must lie in [16, 30], got {attrs['window_shift']}")
     heaviest = int(np.abs(weights.astype(np.int64)).sum(0).max())
     expect(heaviest <= 2 * WINDOW_ONE, f"the window's two weights of a point must be at most 2**31 - 2**19: {heaviest}")

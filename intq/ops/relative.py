@@ -1,6 +1,6 @@
 """What attention's scores gain by how far key and query are apart: the positions of Transformer-XL and Conformer.
 
-    r[n, h, i, j] = (q[n, i, h] - 128) . table[h, L - 1 + j - i]          (Dai et al. 2019, appendix B: its term (b) + (d))
+    r[n, h, i, j] = (q[n, i, h] - 128) . table[h, L - 1 + j - i]            (Dai et al. 2019, appendix B)
 
 ``table`` holds a vector of each head for each distance j - i, from -(L - 1) to L - 1. The sums are rescaled to the unit
 of the scores that they are added to (:mod:`intq.ops.attention`).
