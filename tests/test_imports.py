@@ -67,6 +67,7 @@ ONLY_IN = {
     "sklearn": {"intq.nlp"},
     "yaml": {"intq.speech"},
     "sentencepiece": {"intq.speech"},
+    "onnx": {"intq.speech"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }
