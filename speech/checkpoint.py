@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -10,11 +10,12 @@ from torch import nn
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import fill
-from intq.speech import nemo
+from intq.speech import assets, nemo
 from intq.speech.labels import Labels, characters, sentencepiece
-from intq.speech.models import ARCHITECTURES
+from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
+from intq.speech.packages import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,17 @@ class Checkpoint:
 
 
 def load(source: str | Path) -> Checkpoint:
-    """The network in `source`: a `.nemo` archive, a folder of its files, or weights with their YAML of the same name.
+    """The network in `source`.
+
+    source: a `.nemo` archive, a folder of its files, weights with their YAML of the same name beside them, or the name
+    of weights that a package ships ("marblenet", "hama").
 
     Raises IntqError when it is none of them, is unsafe or damaged, describes another kind of model, or has weights that
     are missing, left over, of another shape, NaN or infinite.
     """
     path = Path(source).expanduser()
+    if not path.exists() and str(source) in PACKAGED:
+        return _packaged(str(source))
     if not path.exists():
         if str(source) in ARCHITECTURES:
             raise IntqError(
@@ -73,3 +79,12 @@ def load(source: str | Path) -> Checkpoint:
     model = SpeechModel(front, encoder, decoder)
     fill(model, found.state, str(source), type(encoder).__name__)
     return Checkpoint(model, path.stem, str(path), front, labels, head, found.tokenizer)
+
+
+def _packaged(name: str) -> Checkpoint:
+    path = assets.asset(name)
+    found = PACKAGED[name](path)
+    known = replace(architecture(name), front=found.front, labels=found.labels)
+    model = known.build()
+    fill(model, found.state, name, type(model.encoder).__name__)
+    return Checkpoint(model, name, str(path), known.front, known.labels, known.head)

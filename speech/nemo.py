@@ -22,6 +22,7 @@ from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import few, first_line, read_state_dict
 from intq.speech import archive
+from intq.speech.models.conformer import ConformerEncoder, ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS, Head
 
@@ -231,8 +232,8 @@ def encoder(section: Mapping[str, Any]) -> nn.Module:
 
     Raises IntqError for an encoder, or a setting of it, that is not taken, naming it.
     """
-    _, given = _target(section, "encoder", ("ConvASREncoder",))
-    return _convolutional(given)
+    name, given = _target(section, "encoder", ("ConvASREncoder", "ConformerEncoder"))
+    return _convolutional(given) if name == "ConvASREncoder" else _conformer(given)
 
 
 def _convolutional(given: Mapping[str, Any]) -> ConvEncoder:
@@ -249,6 +250,53 @@ def _convolutional(given: Mapping[str, Any]) -> ConvEncoder:
         settings["kernel"] = max(int(settings["kernel"] * float(block.get("kernel_size_factor", 1.0))), 1) | 1
         blocks.append(BlockSettings(**settings | {"residual_mode": mode}))
     return ConvEncoder(int(given["feat_in"]), blocks, str(given.get("activation", "relu")))
+
+
+def _conformer(given: Mapping[str, Any]) -> ConformerEncoder:
+    _refuse(given, "encoder", _CONFORMER, _CONFORMER_KEYS)
+    context, width = given.get("att_context_size"), given.get("feat_out", -1)
+    if context not in (None, [-1, -1], [[-1, -1]]):
+        raise IntqError(f"encoder.att_context_size is {context!r}; taken is [-1, -1], the whole utterance")
+    if width not in (None, -1, given["d_model"]):
+        raise IntqError(f"encoder.feat_out is {width!r}; taken is -1, as many as d_model")
+    subsampling, inner = given.get("subsampling", "striding"), given.get("subsampling_conv_channels", -1)
+    if subsampling not in ("striding", "dw_striding"):
+        raise IntqError(f"encoder.subsampling is {subsampling!r}; taken are striding and dw_striding")
+    return ConformerEncoder(
+        ConformerSettings(
+            bands=int(given["feat_in"]),
+            channels=int(given["d_model"]),
+            layers=int(given["n_layers"]),
+            heads=int(given.get("n_heads", 4)),
+            kernel=int(given.get("conv_kernel_size", 31)),
+            expansion=int(given.get("ff_expansion_factor", 4)),
+            subsampling=subsampling,
+            factor=int(given.get("subsampling_factor", 4)),
+            inner=None if inner == -1 else int(inner),
+            scaled=bool(given.get("xscaling", True)),
+            bias=bool(given.get("use_bias", True)),
+        )
+    )
+
+
+_CONFORMER = {
+    "self_attention_model": "rel_pos",
+    "att_context_style": "regular",
+    "conv_norm_type": "batch_norm",
+    "conv_context_size": None,
+    "causal_downsampling": False,
+    "reduction": None,
+}
+_CONFORMER_KEYS = {
+    *("feat_in", "feat_out", "d_model", "n_layers", "n_heads", "conv_kernel_size", "ff_expansion_factor", "use_bias"),
+    *("subsampling", "subsampling_factor", "subsampling_conv_channels", "xscaling", "att_context_size"),
+    *("reduction_position", "reduction_factor"),  # of a reduction that is none
+    *("untie_biases", "pos_emb_max_len"),  # how they are kept: each layer's are in the file in any case
+    *("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att", "att_context_probs"),
+    *("stochastic_depth_drop_prob", "stochastic_depth_mode", "stochastic_depth_start_layer"),
+    *("global_tokens", "global_tokens_spacing", "global_attn_separate"),  # of local attention
+    *("use_pytorch_sdpa", "use_pytorch_sdpa_backends", "sync_max_audio_length", "subsampling_conv_chunking_factor"),
+}
 
 
 def _number(value: Any, name: str) -> int:
@@ -384,6 +432,26 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def _encoder_section(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, ConformerEncoder):
+        settings = module.settings
+        if settings.subsampling == "conv1d" or not settings.positions:
+            raise IntqError(f"NeMo has no such Conformer: {settings}")
+        return {
+            "_target_": MODULES + "ConformerEncoder",
+            "feat_in": settings.bands,
+            "d_model": settings.channels,
+            "n_layers": settings.layers,
+            "n_heads": settings.heads,
+            "conv_kernel_size": settings.kernel,
+            "ff_expansion_factor": settings.expansion,
+            "subsampling": settings.subsampling,
+            "subsampling_factor": settings.factor,
+            "subsampling_conv_channels": settings.inner or -1,
+            "xscaling": settings.scaled,
+            "use_bias": settings.bias,
+            "self_attention_model": "rel_pos",
+            "att_context_size": [-1, -1],
+        }
     lists = ("kernel", "stride", "dilation")
     blocks = [
         {key: [value] if key in lists else value for key, value in asdict(block).items()} for block in module.blocks

@@ -13,7 +13,7 @@ from torch import nn
 
 from intq.speech.checkpoint import Checkpoint
 from intq.speech.models import architecture
-from intq.speech.models.network import SpeechModel
+from intq.speech.models.conformer import Attention
 
 SECONDS, UTTERANCES = 2, 4  # of random audio, that statistics are settled on
 
@@ -26,12 +26,10 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
     known = architecture(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, decoder = known.build()
-        randomize(encoder)
-        randomize(decoder)
-        model = SpeechModel(known.front, encoder, decoder).eval().requires_grad_(False)
+        model = known.build().eval().requires_grad_(False)
+        randomize(model)
         rate = known.front.sample_rate
-        settle(encoder, model.front(torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed))))
+        settle(model.encoder, model.front(torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed))))
     return Checkpoint(model, name, "", known.front, known.labels, known.head)
 
 
@@ -39,14 +37,17 @@ def randomize(network: nn.Module) -> None:
     """Fill every parameter, in place, as the module's docstring says, from torch's generator."""
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.Conv1d):
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.BatchNorm1d | nn.LayerNorm):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0.0, 0.3)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
-            if isinstance(module, nn.Conv1d | nn.Linear) and module.bias is not None:
+            elif isinstance(module, Attention) and hasattr(module, "pos_bias_u"):
+                nn.init.normal_(module.pos_bias_u, 0.0, 0.3)
+                nn.init.normal_(module.pos_bias_v, 0.0, 0.3)
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.normal_(module.bias, 0.0, 0.1)
 
 

@@ -75,6 +75,7 @@ ONLY_IN = {
     "ctc_beam_decoder": {"intq.speech"},
     "torchaudio": {"intq.speech"},
     "G722": {"intq.speech"},
+    "onnx": {"intq.speech"},
     "typer": {"intq.cli", "intq.console"},
     "rich": {"intq.cli", "intq.console", "intq.show"},
 }

@@ -1,4 +1,4 @@
-"""The convolutional speech networks: NeMo's names and sizes, alone as in a batch, export, random weights alive."""
+"""The speech networks: NeMo's names and sizes, alone as in a batch, export, random weights alive."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.speech.models import ARCHITECTURES, architecture
+from intq.speech.models.conformer import LONGEST, Attention, ConformerEncoder, ConformerSettings, halved
 from intq.speech.models.convolutional import NORM_EPSILON, BlockSettings, ConvEncoder, MaskedConv1d
 from intq.speech.models.heads import HEADS
 from intq.speech.models.network import SpeechModel
@@ -20,6 +21,8 @@ PARAMETERS = {
     "jasper10x5": 332_632_349,
     "marblenet": 91_378,
     "matchboxnet": 77_859,
+    "conformer-ctc-small": 12_977_741,
+    "hama": 2_005_247,
 }
 STEM = BlockSettings(12, 5, stride=2)
 FAMILIES = {
@@ -38,6 +41,9 @@ FAMILIES = {
         ),
         BlockSettings(16, 5, 2, residual=True, separable=True, se=True),
     ),
+    "conformer": ConformerSettings(8, 16, 2, 4, kernel=7),
+    "fastconformer": ConformerSettings(8, 12, 2, 3, 5, 2, "dw_striding", 8, inner=6, scaled=False, bias=False),
+    "placeless": ConformerSettings(8, 16, 2, 4, 7, subsampling="conv1d", factor=2, positions=False, scaled=False),
     "grouped": (STEM, BlockSettings(16, 7, 2, residual=True, separable=True, groups=4), BlockSettings(8, 3, groups=2)),
 }
 
@@ -45,7 +51,9 @@ FAMILIES = {
 def network(family: str = "quartznet", head: str = "ctc", bands: int = 8, labels: int = 5) -> SpeechModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        encoder = ConvEncoder(bands, FAMILIES[family])
+        settings = FAMILIES[family]
+        conformer = isinstance(settings, ConformerSettings)
+        encoder = ConformerEncoder(settings) if conformer else ConvEncoder(bands, settings)
         model = SpeechModel(FrontEnd(16000, 160, 160, 256, bands), encoder, HEADS[head](encoder.channels, labels))
         randomize(model)
         settle(encoder, model.front(audio(4, 8000)))
@@ -60,15 +68,14 @@ def test_published_sizes():
     assert set(PARAMETERS) == set(ARCHITECTURES)
     for name, count in PARAMETERS.items():
         with torch.device("meta"):
-            parts = architecture(name).build()
-        assert sum(value.numel() for part in parts for value in part.parameters()) == count, name
+            model = architecture(name).build()
+        assert sum(value.numel() for value in model.parameters()) == count, name
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        encoder, decoder = architecture(name).build()
-    module = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        state = architecture(name).build().state_dict()
+    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def test_names_of_quartznet_are_nemos():
@@ -111,7 +118,7 @@ def test_names_of_jasper_and_the_small_ones_are_nemos():
 
 
 def test_the_published_tables():
-    encoder = architecture("quartznet15x5").build()[0]
+    encoder = architecture("quartznet15x5").build().encoder
     convolutions = [module for module in encoder.modules() if isinstance(module, MaskedConv1d)]
     first, last_wide = convolutions[0].conv, encoder.encoder[16].mconv[0].conv
     assert (first.stride, first.padding, first.groups, first.bias) == ((2,), (16,), 64, None)
@@ -152,6 +159,66 @@ def test_dense_residuals_add_every_earlier_block():
     assert len(encoder.encoder[4](x)) == 1
 
 
+def test_names_of_conformer_are_nemos():
+    found = shapes("conformer-ctc-small")
+    expected = {
+        "encoder.pre_encode.conv.0.weight": (176, 1, 3, 3),
+        "encoder.pre_encode.conv.2.weight": (176, 176, 3, 3),
+        "encoder.pre_encode.out.weight": (176, 3520),
+        "encoder.layers.0.norm_feed_forward1.weight": (176,),
+        "encoder.layers.0.feed_forward1.linear1.weight": (704, 176),
+        "encoder.layers.0.norm_self_att.bias": (176,),
+        "encoder.layers.0.self_attn.pos_bias_u": (4, 44),
+        "encoder.layers.0.self_attn.linear_pos.weight": (176, 176),
+        "encoder.layers.0.self_attn.linear_out.bias": (176,),
+        "encoder.layers.0.norm_conv.weight": (176,),
+        "encoder.layers.0.conv.pointwise_conv1.weight": (352, 176, 1),
+        "encoder.layers.0.conv.depthwise_conv.weight": (176, 1, 31),
+        "encoder.layers.0.conv.batch_norm.running_var": (176,),
+        "encoder.layers.0.conv.pointwise_conv2.weight": (176, 176, 1),
+        "encoder.layers.15.feed_forward2.linear2.weight": (176, 704),
+        "encoder.layers.15.norm_out.weight": (176,),
+        "decoder.decoder_layers.0.weight": (29, 176, 1),
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert len(found) == 6 + 16 * 40 + 2
+    fast = ConformerEncoder(FAMILIES["fastconformer"]).state_dict()
+    assert [fast[f"pre_encode.conv.{index}.weight"].shape for index in (0, 2, 3, 5, 6)] == [
+        (6, 1, 3, 3),
+        (6, 1, 3, 3),
+        (6, 6, 1, 1),
+        (6, 1, 3, 3),
+        (6, 6, 1, 1),
+    ]
+
+
+def test_attention_knows_distances():
+    settings, t = ConformerSettings(8, 16, 1, 4), 7
+    encoder = ConformerEncoder(settings)
+    randomize(encoder)
+    attention, x = encoder.layers[0].self_attn, torch.randn(2, t, 16)
+    q, k, v = (
+        linear(x).view(2, t, 4, 4).transpose(1, 2)
+        for linear in (attention.linear_q, attention.linear_k, attention.linear_v)
+    )
+    scores = torch.empty(2, 4, t, t)
+    for i in range(t):
+        for j in range(t):
+            angles = (i - j) * 10000.0 ** (-torch.arange(0, 16, 2) / 16)
+            waves = torch.stack([angles.sin(), angles.cos()], -1).flatten()
+            r = attention.linear_pos(waves).view(4, 4)
+            u, w = attention.pos_bias_u, attention.pos_bias_v
+            scores[:, :, i, j] = ((q[:, :, i] + u) * k[:, :, j] + (q[:, :, i] + w) * r).sum(-1)
+    expected = attention.linear_out(((scores / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    distances = encoder.distances[LONGEST - t : LONGEST + t - 1]
+    torch.testing.assert_close(attention(x, distances), expected)
+    assert encoder.distances.shape == (2 * LONGEST - 1, 16)
+    assert [halved(frames) for frames in (1, 2, 3, 4)] == [1, 1, 2, 2]
+    with pytest.raises(IntqError, match="takes up to 5000 frames, found 5001: cut the audio"):
+        encoder(torch.zeros(1, 8, 20004))
+    assert not hasattr(Attention(FAMILIES["placeless"]), "linear_pos")
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_utterance_alone_is_what_it_is_in_a_batch(family, head):
@@ -190,7 +257,7 @@ def test_without_lengths_there_is_no_mask():
     assert {name.split(".")[1] for name in names} == {"conv1d", "batch_norm", "relu", "add", "dropout"}
 
 
-@pytest.mark.parametrize("name", ["quartznet5x5", "marblenet", "matchboxnet"])
+@pytest.mark.parametrize("name", ["quartznet5x5", "marblenet", "matchboxnet", "conformer-ctc-small", "hama"])
 def test_random_networks_are_reproducible_and_alive(name):
     before = torch.random.get_rng_state()
     one, again, other = (random_checkpoint(name, seed) for seed in (3, 3, 4))
@@ -202,11 +269,14 @@ def test_random_networks_are_reproducible_and_alive(name):
         assert torch.equal(value, again.model.state_dict()[key])
     assert not torch.equal(next(one.model.encoder.parameters()), next(other.model.encoder.parameters()))
     widths = []
-    for block in one.model.encoder.encoder:
+    encoder = one.model.encoder
+    for block in encoder.layers if isinstance(encoder, ConformerEncoder) else encoder.encoder:
         block.register_forward_hook(lambda _module, _inputs, output: widths.append(output[-1].std().item()))
     logits = one.model(audio(3, 24000, seed=8))
     assert min(widths) > 0.4 and max(widths) < 4
-    assert logits.shape == ((3, 35) if name == "matchboxnet" else (3, 75, len(known.labels) + (known.head == "ctc")))
+    frames = {"conformer-ctc-small": 38, "hama": 76}.get(name, 75)
+    labels = len(known.labels) + (known.head == "ctc")
+    assert logits.shape == ((3, labels) if known.head == "classification" else (3, frames, labels))
     assert logits.std(1).min() > 0.05 and logits.abs().max() < 30
     assert not one.model.training and not any(value.requires_grad for value in one.model.parameters())
 
@@ -228,5 +298,13 @@ def test_what_is_not_taken():
         BlockSettings(8, 3, stride=2, dilation=2)
     with pytest.raises(IntqError, match="residual_mode 'max'"):
         BlockSettings(8, 3, residual_mode="max")
+    for change, match in (
+        ({"heads": 3}, "heads must be a divisor of 16 channels, found 3"),
+        ({"kernel": 8}, "kernel must be odd, found 8"),
+        ({"factor": 6}, "factor must be a power of two above 1, found 6"),
+        ({"subsampling": "conv1d"}, "factor must be 2 for conv1d, found 4"),
+    ):
+        with pytest.raises(IntqError, match=match):
+            ConformerSettings(**{"bands": 8, "channels": 16, "layers": 2, "heads": 4} | change)
     with pytest.raises(IntqError, match="activation 'selu': taken are relu, swish, hardtanh"):
         ConvEncoder(8, (STEM,), "selu")

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.speech import archive, nemo
 from intq.speech.checkpoint import Checkpoint, load
+from intq.speech.models.conformer import ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS
 from intq.speech.models.network import SpeechModel
-from intq.speech.synthetic import random_audio, randomize
+from intq.speech.synthetic import random_audio, random_checkpoint, randomize
 
 ASR = "nemo.collections.asr.modules."
 # As NeMo's own files have it: lists for numbers, references, and much that only training reads.
@@ -180,6 +182,67 @@ def test_written_and_read_back(tmp_path, head):
     assert torch.equal(found.model(samples), one.model(samples))
     nemo.save(found, path)  # replaces it, with the same bytes
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+CONFORMER = {  # NeMo's conformer_ctc_bpe.yaml, but for its sizes
+    "_target_": ASR + "ConformerEncoder",
+    "feat_in": 8,
+    "feat_out": -1,
+    "n_layers": 2,
+    "d_model": 16,
+    "subsampling": "striding",
+    "subsampling_factor": 4,
+    "subsampling_conv_channels": -1,
+    "causal_downsampling": False,
+    "ff_expansion_factor": 4,
+    "self_attention_model": "rel_pos",
+    "n_heads": 4,
+    "att_context_size": [-1, -1],
+    "att_context_style": "regular",
+    "xscaling": True,
+    "untie_biases": True,
+    "pos_emb_max_len": 5000,
+    "conv_kernel_size": 31,
+    "conv_norm_type": "batch_norm",
+    "conv_context_size": None,
+    "dropout": 0.1,
+    "dropout_pre_encoder": 0.1,
+    "dropout_emb": 0.0,
+    "dropout_att": 0.1,
+    "stochastic_depth_drop_prob": 0.0,
+    "stochastic_depth_mode": "linear",
+    "stochastic_depth_start_layer": 1,
+}
+
+
+def test_conformers(tmp_path):
+    samples, path = torch.from_numpy(random_audio(2, 4800)), tmp_path / "net.nemo"
+    for change, settings in (
+        ({}, ConformerSettings(8, 16, 2, 4)),
+        (
+            {"subsampling": "dw_striding", "subsampling_factor": 8, "subsampling_conv_channels": 6, "xscaling": False},
+            ConformerSettings(8, 16, 2, 4, subsampling="dw_striding", factor=8, inner=6, scaled=False),
+        ),
+        ({"use_bias": False, "conv_kernel_size": 9}, ConformerSettings(8, 16, 2, 4, kernel=9, bias=False)),
+    ):
+        model = config(encoder=CONFORMER | change, decoder__feat_in=None)
+        found = load(write_nemo(path, model))
+        assert found.model.encoder.settings == settings
+        logits = found.model(samples)
+        nemo.save(found, path)
+        assert torch.equal(load(path).model(samples), logits)
+    for change, match in (
+        ({"self_attention_model": "abs_pos"}, "encoder.self_attention_model is 'abs_pos'; taken is 'rel_pos'"),
+        ({"att_context_size": [70, 0]}, r"att_context_size is \[70, 0\]; taken is \[-1, -1\]"),
+        ({"conv_norm_type": "layer_norm"}, "conv_norm_type is 'layer_norm'"),
+        ({"subsampling": "vggnet"}, "subsampling is 'vggnet'; taken are striding and dw_striding"),
+        ({"feat_out": 8}, "feat_out is 8; taken is -1"),
+        ({"novelty": True}, "settings that are not taken: novelty"),
+    ):
+        with pytest.raises(IntqError, match=match):
+            load(write_nemo(path, config(encoder=CONFORMER | change), saved(state(config()))))
+    with pytest.raises(IntqError, match="NeMo has no such Conformer"):
+        nemo.save(replace(random_checkpoint("hama"), front=FrontEnd(16000, 400, 160, 512, 80)), path)
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
+from intq.speech.models.conformer import ConformerEncoder, ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS, Head
+from intq.speech.models.network import SpeechModel
 
 LETTERS = (" ", *"abcdefghijklmnopqrstuvwxyz", "'")
 VOICE = ("background", "speech")
@@ -24,18 +24,20 @@ COMMANDS = tuple(_WORDS.split())
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name, without weights. labels: without CTC's blank."""
+    """A network by name, without weights. encoder: the settings of its encoder; labels: without CTC's blank."""
 
     name: str
     front: FrontEnd
-    blocks: tuple[BlockSettings, ...]
+    encoder: tuple[BlockSettings, ...] | ConformerSettings
     head: Head
     labels: tuple[str, ...]
 
-    def build(self) -> tuple[nn.Module, nn.Module]:
-        """The encoder and the head, untrained."""
-        encoder = ConvEncoder(self.front.bands, self.blocks)
-        return encoder, HEADS[self.head](encoder.channels, len(self.labels))
+    def build(self) -> SpeechModel:
+        """The network, untrained."""
+        settings = self.encoder
+        conformer = isinstance(settings, ConformerSettings)
+        encoder = ConformerEncoder(settings) if conformer else ConvEncoder(self.front.bands, settings)
+        return SpeechModel(self.front, encoder, HEADS[self.head](encoder.channels, len(self.labels)))
 
 
 def _front(window_ms: int, bands: int, normalize: str) -> FrontEnd:
@@ -101,6 +103,36 @@ ARCHITECTURES = {
         Architecture("marblenet", _front(25, 80, "none"), matchboxnet(2, stride=2), "frames", VOICE),
         # Published on 64 cepstral coefficients, here on the 64 bands that those are a rotation of.
         Architecture("matchboxnet", _front(25, 64, "none"), matchboxnet(1), "classification", COMMANDS),
+        Architecture(
+            "conformer-ctc-small",  # 13 million weights
+            _front(25, 80, "per_feature"),
+            ConformerSettings(80, channels=176, layers=16, heads=4),
+            "ctc",
+            LETTERS,
+        ),
+        Architecture(
+            "hama",  # 1.9 million weights: phonemes of many languages (intq.speech.packages has its weights and labels)
+            # Its own spectrum has 400 points and bands with corners between them: these are the nearest bands here.
+            FrontEnd(
+                16000,
+                400,
+                160,
+                512,
+                80,
+                low_hz=22.0,
+                high_hz=7600.0,
+                periodic=True,
+                preemphasis=0.0,
+                guard=1e-10,
+                guard_kind="clamp",
+                normalize="none",
+                padding="reflect",
+                extra_frame=True,
+            ),
+            ConformerSettings(80, 144, 4, 4, subsampling="conv1d", factor=2, positions=False, scaled=False),
+            "ctc",
+            tuple(map(str, range(190))),
+        ),
     )
 }
 
