@@ -58,9 +58,9 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out.append(constants["curve"].ravel())
     if "epsilon" in constants:
         out.append(constants["epsilon"].reshape(1))
-    if node.op == "conv1d":
+    if "weight" in constants and not plan.source[0]:
         out.append(constants["pad_value"])
-    if node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
+    elif node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
         out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))

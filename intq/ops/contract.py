@@ -6,8 +6,8 @@ A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then resc
 a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
 With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's, which the next layer's weights absorb.
 
-A conv1d may take a mask of frames as its last input: what it leaves out counts as padding, so that an utterance in a
-padded batch is computed as alone.
+A convolution may take a mask of frames as its last input, of an image one of its rows: what it leaves out counts as
+padding, so that an utterance in a padded batch is computed as alone.
 
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
@@ -64,9 +64,13 @@ def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(x.shape[3] == ci * groups, f"expects {ci * groups} input channels, got {x.shape[3]}")
     expect(co % groups == 0, f"{co} output channels do not split into {groups} groups")
     expect(constants["pad_value"].shape == (x.shape[3],), "pad_value must hold one value per input channel")
-    h, w = window_shape(x.shape[1:3], (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"])
+    height, stride, padding, dilation = x.shape[1], attrs["stride"], attrs["padding"], attrs["dilation"]
+    enough = height if isinstance(height, int) else dilation[0] * kh  # rows of frames: as many as a window has
+    h, w = window_shape((enough, x.shape[2]), (kh, kw), stride, padding, dilation)
+    if isinstance(height, str):
+        h = windows(height, kh, stride[0], padding[::2], dilation[0])
     shape = (x.shape[0], h, w, co)
-    _check_epilogue(inputs, constants, shape)
+    _check_epilogue(_unmasked(inputs, constants), constants, shape)
     return shape
 
 
@@ -84,12 +88,18 @@ def _conv1d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     frames = windows(x.shape[1], k, stride, (before, after), dilation)
     expect(isinstance(frames, str) or frames > 0, f"{x.shape[1]} frames are too few for a window of {k}")
     shape = (x.shape[0], frames, co)
-    if masked(inputs, constants):
-        *inputs, mask = inputs
-        expect(mask.shape == x.shape[:2], f"the mask must be {x.shape[:2]}, got {mask.shape}")
-        expect((mask.low, mask.high) == (0, 1), f"the mask must be 0 or 1, got [{mask.low}, {mask.high}]")
-    _check_epilogue(tuple(inputs), constants, shape)
+    _check_epilogue(_unmasked(inputs, constants), constants, shape)
     return shape
+
+
+def _unmasked(inputs: tuple[Value, ...], constants: Constants) -> tuple[Value, ...]:
+    """The inputs without the mask of frames, if there is one, which must fit."""
+    if not masked(inputs, constants):
+        return inputs
+    x, mask = inputs[0], inputs[-1]
+    expect(mask.shape == x.shape[:2], f"the mask must be {x.shape[:2]}, got {mask.shape}")
+    expect((mask.low, mask.high) == (0, 1), f"the mask must be 0 or 1, got [{mask.low}, {mask.high}]")
+    return inputs[:-1]
 
 
 def windows(frames: Dim, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Dim:
@@ -152,6 +162,9 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
         (9, 8, 72, 72, 3, (2, 2), (0, 0, 1, 1), (1, 1), 72, "uint8", None),
         (6, 6, 17, 34, 5, (1, 1), (2, 2, 2, 2), (1, 1), 17, "int16", None),  # depthwise with a channel multiplier
         (1, 1, 130, 10, 1, (1, 1), (0, 0, 0, 0), (1, 1), 1, "int32", None),
+        ("s", 20, 1, 24, 3, (2, 2), (1, 1, 1, 1), (1, 1), 1, "uint8", None),  # over frames and bands
+        ("s", 9, 32, 40, 3, (1, 2), (1, 1, 1, 1), (1, 1), 1, "uint8", None),
+        ("s", 6, 16, 16, 3, (2, 2), (1, 1, 1, 1), (1, 1), 16, "int16", None),
     ]
     for h, w, ci, co, kernel, stride, padding, dilation, groups, dtype, residual in cases:
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -163,12 +176,13 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
         }
         attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         attrs |= _output_attrs(rng, dtype)
-        x = Value("x", ("n", h, w, ci), "uint8", 0, 255)
-        inputs = (x,)
+        inputs = (Value("x", ("n", h, w, ci), "uint8", 0, 255),)
         if residual:
             shape = ("n", *window_shape((h, w), (kh, kw), stride, padding, dilation), co)
             low, high = (0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1)
-            inputs = (x, Value("r", shape, residual, low, high))
+            inputs += (Value("r", shape, residual, low, high),)
+        if h == "s":
+            inputs += (Value("mask", ("n", "s"), "uint8", 0, 1),)
         samples.append(Sample(inputs, attrs, constants, dtype))
     return samples
 

@@ -40,7 +40,8 @@ def _reshape_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants
     expect(len(shape) > 0 and shape[0] == x.shape[0], f"the first axis must stay {x.shape[0]}, got {shape}")
     before, after = _sections(x.shape[1:]), _sections(shape[1:])
     expect(len(before) < 4, f"at most one axis of unknown length is possible, got {x.shape}")
-    expect(before == after, f"{x.shape} has {before} elements per sample, {shape} has {after}")
+    has, wants = (" x ".join(str(d) for d in each if d != 1) or "1" for each in (before, after))
+    expect(before == after, f"{x.shape} has {has} elements per sample, {shape} has {wants}")
     return shape
 
 

@@ -37,6 +37,10 @@ class Op:
       "rows"       the input; the body may sum over the last axis (``L.row_sum``);
       "tokens"     (sum over tokens of mask * input, number of tokens that the mask keeps);
       "attention"  (q, k, v per head without their zero points[, mask]); the body multiplies matrices (``L.matmul``);
+      "spectrum"   (samples, samples before), each (point of the window, n, frame), 0 where there is none; the body's
+                   result is (channel, n, frame);
+      "frames"     (x, mask as (n, frames, 1)); the body may sum over the frames (``L.frame_sum``);
+      "mask"       (lengths as (n, 1), numbers of the frames from 1 on as (1, frames));
       "embedding"  (row of the word, its multiplier, row of the position, row of the segment);
       "sum2d"      (sum over a padded window,);  "max2d"  (maximum over a padded window,);
       "move"       inputs as they are; the body rearranges whole arrays and computes nothing.
@@ -58,17 +62,8 @@ class Op:
 
 
 LOOPS = (
-    "pointwise",
-    "conv1d",
-    "conv2d",
-    "linear",
-    "rows",
-    "tokens",
-    "attention",
-    "embedding",
-    "sum2d",
-    "max2d",
-    "move",
+    *("pointwise", "conv1d", "conv2d", "linear", "rows", "tokens", "attention", "embedding"),
+    *("spectrum", "frames", "mask", "sum2d", "max2d", "move"),
 )
 
 

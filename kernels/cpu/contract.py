@@ -22,7 +22,7 @@ from intq.kernels.cpu.runs import Run
 CACHE_LINE = 64  # bytes
 
 
-def conv1d(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
+def convolve_frames(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
     """The kernel (x, [residual], [mask], weight, constants, pad_value, out) of a convolution over frames."""
     arguments = [(shapes["x"], "uint8")]
     arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
@@ -108,19 +108,24 @@ class _Writer:
                         window_rows(panel, padded, at, plan, group)
                         self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
                     else:
-                        self._gathered(acc, padded, at, first, group)
+                        self._gathered(acc, padded, at, plan.image_rows, first, group)
 
     def frames(self, samples, frames, places, mask, pad_value) -> None:
-        """A convolution over frames: of each sample a padded copy, in which the windows of all places lie."""
-        plan, c, (before, _, after, _) = self.plan, self.plan.source[2], self.plan.padding
-        rows = T.Bind(frames + (before + after))
-        beyond = plan.tile_rows * plan.pitch + plan.kernel[0] * plan.dilation[0] * c + CACHE_LINE  # read and dropped
-        with workspace(rows * c + beyond, "uint8") as padded, self._region() as acc, serial(samples) as sample:
+        """Of each sample a padded copy is made, in which the windows of all places lie."""
+        plan, (before, _, after, _), width = self.plan, self.plan.padding, self.plan.padded[1]
+        rows, row_bytes = T.Bind(frames + (before + after)), width * plan.source[2]
+        outputs = T.Bind(places * plan.output_width)
+        # what a tile of more rows than there are reads, and drops
+        beyond = (plan.tile_rows * plan.stride[0] + plan.kernel[0] * plan.dilation[0]) * row_bytes + CACHE_LINE
+        with workspace(rows * row_bytes + beyond, "uint8") as padded, self._region() as acc, serial(samples) as sample:
             with parallel(rows, barrier=True) as row:
-                frame = T.Bind(row - before)
-                pad_frame(padded, row * c, self.buffers.x, sample * frames, frame, frames, c, mask, pad_value)
+                frame, source = T.Bind(row - before), (frames, *plan.source[1:])
+                pad_frame(padded, row * row_bytes, self.buffers.x, sample, frame, source, plan.padding, mask, pad_value)
             with serial(plan.groups) as group:
-                self._product(acc, padded, group * plan.ci, places, sample * places, group, barrier=True)
+                if plan.mode == "columns":
+                    self._gathered(acc, padded, i64(0), outputs, sample * outputs, group)
+                else:
+                    self._product(acc, padded, group * plan.ci, outputs, sample * outputs, group, barrier=True)
 
     def _rows(self, rows, least: int) -> None:
         """A linear layer's product: its rows, ``least`` of them or more, in place, or copied where a tile has more."""
@@ -150,18 +155,18 @@ class _Writer:
                 copy(panel, r * plan.pitch, self.buffers.x, (block * tile + r) * c, c)
             self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
 
-    def _gathered(self, acc, source, at, first, group) -> None:
+    def _gathered(self, acc, source, at, rows, first, group) -> None:
         """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
-        plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output[1]
-        count = -(-plan.image_rows // tile)
-        with workspace(tile * plan.pitch, "uint8") as panel, parallel(count, barrier=True) as number:
-            row = T.Bind(tirx.min(number * tile, i64(plan.image_rows - tile)))
+        plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output_width
+        count, panels = tirx.min(i64(tile), i64(rows)), (rows + tile - 1) // tile
+        with workspace(tile * plan.pitch, "uint8") as panel, parallel(panels, barrier=True) as number:
+            row = T.Bind(tirx.max(i64(0), tirx.min(number * tile, i64(rows - tile))))
             with serial(tile) as r:
                 y, x = T.Bind((row + r) // ow), T.Bind((row + r) % ow)
                 window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
             with serial(len(plan.blocks)) as block:
                 in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
-                self._blocks(panel, in_panel, row, i64(tile), first, group, block, plan.blocks, acc)
+                self._blocks(panel, in_panel, row, count, first, group, block, plan.blocks, acc)
 
     @contextmanager
     def _region(self):

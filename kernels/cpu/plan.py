@@ -33,7 +33,7 @@ TILE_BYTES = 64  # of a row of an AMX tile
 @dataclass(frozen=True)
 class Plan:
     """``source``: (h, w, c) of the image; a linear layer's is (1, 1, k). All counts are of one group of channels.
-    A conv1d's frames are the rows of an image that is one pixel wide, whose height is not known: (0, 1, c).
+    Frames are the rows of an image whose height is not known, ``source`` has 0 for it; a conv1d's is one pixel wide.
 
     Row r of A is ``length`` bytes at ``r * pitch + sum_i t_i * stride_i`` for each combination of taps t_i < count_i;
     ``taps`` holds (count, stride in bytes). ``k``: products per output, ``image_rows``: rows of A per image.
@@ -62,6 +62,11 @@ class Plan:
     @property
     def output(self) -> tuple[int, int]:
         return window_shape(self.source[:2], self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def output_width(self) -> int:
+        (_, w, _), (_, left, _, right), d = self.source, self.padding, self.dilation[1]
+        return (w + left + right - d * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
 
     @property
     def ci(self) -> int:
@@ -107,7 +112,8 @@ class Plan:
     def gathers_by_tile(self) -> bool:
         """Whether each thread copies the windows of one tile at a time, which stay in its first cache, and not the
         threads together those of the image: where there are tiles enough to share."""
-        return self.mode == "columns" and not self.by_columns and self.image_rows >= 16 * self.tile_rows
+        many = not self.source[0] or self.image_rows >= 16 * self.tile_rows
+        return self.mode == "columns" and not self.by_columns and many
 
     @property
     def overshoots(self) -> bool:
@@ -137,7 +143,7 @@ class Plan:
             return self.isa.rows, 1
         if self.mode == "rows":
             return 8, 2
-        if self.mode == "frames":
+        if not self.source[0]:
             return 16, 2
         rows = self.image_rows
         return min((tiles(rows, 2 * h) * h, -h, h) for h in range(8, 17))[2], 2
@@ -154,8 +160,8 @@ class Plan:
         W comes from memory that all cores share, A for the most part from the core's own cache or the other core's,
         which is some three times as slow.
         """
-        if self.mode == "frames":  # of a few seconds; hours are cut into pieces before
-            return self.k * self.columns > MANY_WEIGHTS
+        if not self.source[0]:  # frames of a few seconds; hours are cut into pieces before
+            return self.mode == "frames" and self.k * self.columns > MANY_WEIGHTS
         rows_bytes = self.image_rows * self.pitch if self.mode == "columns" else math.prod(self.source)
         return self.k * self.columns > 4 * (rows_bytes + 2 * self.image_rows * self.columns)
 
@@ -215,9 +221,13 @@ def interleaves(plan: Plan, run: Run) -> bool:
 def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: int) -> Plan:
     """The cheapest mode for a convolution's geometry."""
 
+    source = tuple(0 if isinstance(size, str) else size for size in source)
+
     def of(mode: str) -> Plan:
         return Plan(isa, mode, *map(tuple, (source, kernel, stride, padding, dilation)), groups, co)
 
+    if not source[0]:
+        return of("columns")
     if groups == source[2] == co > 1:
         return of("depthwise")
     quantum, tile = ISAS[isa].k_quantum, ISAS[isa].rows
