@@ -27,11 +27,10 @@ from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
 from intq.frontend import FrontEnd, LogMel
-from intq.speech import audio, nemo
-from intq.speech.checkpoint import Checkpoint, load
+from intq.speech import audio, domain, nemo
+from intq.speech.checkpoint import Checkpoint
 from intq.speech.data import Utterance, librispeech
 from intq.speech.decode import greedy
-from intq.speech.evaluate import evaluate
 from intq.speech.labels import characters, normalized
 from intq.speech.metrics import error_rates
 from intq.speech.models import LETTERS, Architecture
@@ -242,24 +241,15 @@ def model_of(hours: float, epochs: int, seed: int, retrain: bool) -> tuple[Path,
     return path, data, time.monotonic() - started
 
 
-def report(path: Path, data: Path, batch: int = 16) -> dict:
+def report(path: Path, data: Path) -> dict:
     """What the checkpoint, as it is read back, makes of the test split."""
-    found = load(path)
+    found = domain.load(str(path))
+    metadata = domain.metadata(found)
     with step(f"evaluate {path.name}") as advance:
-        return evaluate(
-            partial(predict, found.model),
-            found.model.frames,
-            characters(found.labels),
-            librispeech(data / "test"),
-            RATE,
-            batch=batch,
-            progress=advance,
+        given = {"limit": None, "batch": 16, "progress": advance}
+        return domain.evaluate(
+            domain.network(found), domain.reader(found, metadata), metadata, str(data / "test"), **given
         )
-
-
-def predict(model: nn.Module, samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return model(torch.from_numpy(samples) / 32768.0, torch.from_numpy(lengths)).numpy()
 
 
 def main(arguments: list[str] | None = None) -> int:
