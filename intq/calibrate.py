@@ -68,7 +68,8 @@ def observe_limits(graph: FloatGraph, batches: Sequence[Tensor], progress: Progr
         for name, value in graph.values(batch):
             if name not in real:
                 continue
-            rows = by_channel(value)
+            signal = graph.reads_samples and name == graph.input  # one channel, of any length
+            rows = value.reshape(1, -1) if signal else by_channel(value)
             low, high = (side.double() for side in torch.aminmax(rows, dim=1))
             if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
                 raise IntqError(

@@ -16,7 +16,7 @@ import torch
 
 from intq import dims
 from intq.emit_frames import EMIT as FRAMES
-from intq.emit_frames import conv1d, mask_of
+from intq.emit_frames import mask_of
 from intq.emit_transformer import EMIT as TRANSFORMER
 from intq.emit_transformer import curve_of, halves, high_sums, pad_tokens
 from intq.errors import IntqError
@@ -177,16 +177,32 @@ def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None
             attrs["level"] = (int(quant.zero_point) << curve.drop) + (1 << curve.drop >> 1)
     low, high = quant.limits(*(-math.inf, math.inf) if function is not None else (node.low, node.high))
     attrs |= {"low": low, "high": high}
+    op, geometry, weights = laid_out(node, q, has)
+    if op != "linear" and reaches_beyond(node):
+        inputs += e.kept(node.inputs[0], node)
+    return e.add(op, name, inputs, quant, function or node, attrs | geometry, constants | weights), order
+
+
+def laid_out(node: FloatNode, q: np.ndarray, has: Quant) -> tuple[str, dict, dict]:
+    """The integer operation of a contraction, its geometry, and its weights with what pads its input.
+
+    q: in torch's layout; has: what the input means. A convolution over frames of a single one is a linear layer.
+    """
     if node.op == "linear":
-        constants["weight"] = np.ascontiguousarray(q)
-    elif node.op == "conv1d":
-        return conv1d(e, node, inputs, q, attrs, constants), order
-    else:
-        constants["weight"] = np.ascontiguousarray(q.transpose(0, 2, 3, 1))
-        pad = node.parameters.get("pad", torch.zeros(x.shape[3])).double().numpy()
-        constants["pad_value"] = np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8)
-        attrs |= {k: node.attrs[k] for k in ("stride", "padding", "dilation", "groups")}
-    return e.add(node.op, name, inputs, quant, function or node, attrs, constants), order
+        return "linear", {}, {"weight": np.ascontiguousarray(q)}
+    geometry = {key: node.attrs[key] for key in ("stride", "padding", "dilation", "groups")}
+    one_frame = node.op == "conv1d" and q.shape[2] == geometry["stride"] == geometry["groups"] == 1
+    if one_frame and not any(geometry["padding"]):
+        return "linear", {}, {"weight": np.ascontiguousarray(q[:, :, 0])}
+    channels_last = (0, *range(2, q.ndim), 1)
+    pad = node.parameters.get("pad", torch.zeros(q.shape[1] * geometry["groups"])).double().numpy()
+    pad_value = np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8)
+    return node.op, geometry, {"weight": np.ascontiguousarray(q.transpose(channels_last)), "pad_value": pad_value}
+
+
+def reaches_beyond(node: FloatNode) -> bool:
+    """Whether windows of a convolution reach beyond the last frame."""
+    return node.attrs["padding"][1 if node.op == "conv1d" else 2] > 0
 
 
 def _sum_of_three(e: _Emitter, node: FloatNode):

@@ -29,23 +29,6 @@ def mask_of(e, frames: str, node: FloatNode) -> Value:
     return e.made[key]
 
 
-def conv1d(e, node: FloatNode, inputs: list[Value], q: np.ndarray, attrs: dict, constants: dict) -> Value:
-    """A convolution over frames; one of a single frame is a linear layer. q: integer weights (co, ci / groups, k)."""
-    a, x, quant = node.attrs, inputs[0], e.quants[node.name]
-    if q.shape[2] == a["stride"] == a["groups"] == 1 and not any(a["padding"]):
-        return e.add("linear", node.name, inputs, quant, node, attrs, constants | {"weight": q[:, :, 0].copy()})
-    has = e.plan.eight_bits(node.inputs[0])
-    pad = node.parameters["pad"].double().numpy() if "pad" in node.parameters else np.zeros(x.channels)
-    constants = constants | {
-        "weight": np.ascontiguousarray(q.transpose(0, 2, 1)),
-        "pad_value": np.clip(np.rint(pad / has.scale) + has.zero_point, 0, 255).astype(np.uint8),
-    }
-    attrs = attrs | {key: a[key] for key in ("stride", "padding", "dilation", "groups")}
-    if a["padding"][1]:  # without it no window reaches beyond a recording's end
-        inputs = [*inputs, *e.kept(node.inputs[0], node)]
-    return e.add("conv1d", node.name, inputs, quant, node, attrs, constants)
-
-
 def log_mel(e, node: FloatNode):
     attrs, constants, _ = log_mel_node_parts(FrontEnd.from_json(node.attrs["settings"]), e.quants[node.name].scale)
     return e.add("log_mel", node.name, list(e.inputs), e.quants[node.name], node, attrs, constants), FRAMES

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from intq.affines import affine_of_concat, concat_of_affines, fold_affine_backward, fold_affine_forward
-from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, channel_axis
 from intq.frames import channels_last
 from intq.rewriter import Rewriter, clamps, renamed, without_unused
 from intq.transformer import first_token_early, merge_embeddings, merge_heads
@@ -32,6 +32,7 @@ def simplify(graph: FloatGraph) -> FloatGraph:
         merge_heads,
         _compose_functions,
         _pads_to_convolutions,
+        _split_contractions,
         affine_of_concat,
         fold_affine_backward,
         concat_of_affines,
@@ -191,6 +192,26 @@ def _join_slices(graph: FloatGraph) -> FloatGraph:
                 continue
         r.put(node)
     return r.done()
+
+
+def _split_contractions(graph: FloatGraph) -> FloatGraph:
+    """Slices of a contraction's channels, all that is read of it -> contractions, each with a scale of its own."""
+    users, split = graph.users(), {}
+    for node in graph.nodes:
+        axis = channel_axis(len(node.shape))
+        parts = users[node.name]
+        cuts = all(p.op == "slice" and p.attrs["axis"] == axis and p.attrs["step"] == 1 for p in parts)
+        whole = node.op in CONTRACTIONS and node.attrs.get("groups", 1) == 1 and node.name != graph.output
+        if parts and cuts and whole and not (node.op == "linear" and axis != len(node.shape) - 1):
+            split |= {p.name: (node, slice(p.attrs["start"], p.attrs["stop"])) for p in parts}
+    nodes = []
+    for node in graph.nodes:
+        if node.name in split:
+            whole, part = split[node.name]
+            parameters = {key: value[part] for key, value in whole.parameters.items()}
+            node = replace(whole, name=node.name, shape=node.shape, parameters=parameters)
+        nodes.append(node)
+    return without_unused(replace(graph, nodes=tuple(nodes)))
 
 
 def _clamp_before_move(graph: FloatGraph) -> FloatGraph:

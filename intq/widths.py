@@ -51,11 +51,12 @@ def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> 
 
 
 def curve_arguments(graph: FloatGraph) -> frozenset[str]:
-    """The linear layers that only one function reads: it becomes the curve at their end."""
+    """The linear layers and convolutions over frames that one function alone reads: the curve at their end."""
     users, found = graph.users(), set()
     for node in graph.nodes:
         alone = users[node.name][0] if len(users[node.name]) == 1 else None
-        if node.op == "linear" and alone is not None and alone.op == "function" and node.name != graph.output:
+        ends = node.op in ("linear", "conv1d") and node.name != graph.output
+        if ends and alone is not None and alone.op == "function":
             found.add(node.name)
     return frozenset(found)
 

@@ -51,7 +51,7 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
         parts.append(arithmetic(node))
     if node.op == "log_mel":
         parts.append(window_span(node))
-    if OPS[node.op].loop == "linear" and "curve" in node.constants:
+    if "weight" in node.constants and "curve" in node.constants:
         lifted = "lift" in node.constants and int(node.constants["lift"].max()) > node.attrs["drop"]
         parts += [words_suffice(node.constants["curve"]), lifted]
     return str(parts)

@@ -105,34 +105,22 @@ def _tensor(value: Value) -> Tensor:
 
 
 def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
-    plan = of_node(isa, node, inputs[0])
-    if not plan.source[0]:
-        return _over_frames(plan, node, inputs, arrays, isa)
-    residual = inputs[1].dtype if len(inputs) > 1 else None
-    rescale = pack.rescale_of(node, inputs)
+    plan, rescale = of_node(isa, node, inputs[0]), pack.rescale_of(node, inputs)
     finish = Epilogue(
         OPS[node.op].body,
         node.attrs,
         node.output.dtype,
-        residual,
+        inputs[1].dtype if "residual_multiplier" in node.constants else None,
         rescale.lift,
         Channelwise(rescale.fields, rescale.base, "lift" in node.constants),
         curve_in_words(node, ISAS[isa], rescale.base),
     )
     shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
+    if not plan.source[0]:  # frames of any number
+        write = depthwise_frames if plan.mode == "depthwise" else convolve_frames
+        return write("kernel", plan, finish, shapes, masked(inputs, node.constants))
     write = depthwise if plan.mode == "depthwise" else contraction
     return write("kernel", plan, finish, shapes)
-
-
-def _over_frames(plan: Plan, node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
-    """A convolution over frames of any number."""
-    residual = inputs[1].dtype if "residual_multiplier" in node.constants else None
-    rescale = pack.rescale_of(node, inputs)
-    layout = Channelwise(rescale.fields, rescale.base)
-    finish = Epilogue(OPS[node.op].body, node.attrs, node.output.dtype, residual, rescale.lift, layout)
-    shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
-    write = depthwise_frames if plan.mode == "depthwise" else convolve_frames
-    return write("kernel", plan, finish, shapes, masked(inputs, node.constants))
 
 
 def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:

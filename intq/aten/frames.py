@@ -6,7 +6,7 @@ Frames come before channels in the graph, as tokens do: each function permutes w
 
 from __future__ import annotations
 
-from intq.aten.build import Unsupported, mean_of_frames, parameter, swapped, takes, to_channels, to_frames
+from intq.aten.build import Unsupported, cut, mean_of_frames, parameter, swapped, takes, to_channels, to_frames
 from intq.aten.contractions import bias_of
 
 
@@ -34,6 +34,20 @@ def _adaptive_avg_pool1d(build, self, output_size):
     if _one(output_size) != 1:
         raise Unsupported(f"only the mean over all frames is taken, got an output of {_one(output_size)}")
     return mean_of_frames(build, self)
+
+
+@takes("glu")
+def _glu(build, self, dim=-1):
+    """a * sigmoid(b) of the two halves of the channels (Dauphin et al. 2017, eq. 1)."""
+    rank, axis = len(build.shapes[self]), dim % len(build.shapes[self])
+    over_frames = rank == 3 and axis == 1
+    x = to_frames(build, self) if over_frames else self
+    shape, axis = build.shapes[x], 2 if over_frames else axis
+    half = shape[axis] // 2
+    values, gates = (cut(build, x, axis, start, start + half) for start in (0, half))
+    gates = build.emit("function", gates, shape=build.shapes[gates], function="sigmoid", arguments={})
+    y = build.emit("mul", values, gates, shape=build.shapes[values])
+    return to_channels(build, y) if over_frames else y
 
 
 @takes("log_mel")

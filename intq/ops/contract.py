@@ -2,8 +2,9 @@
 
     y = clamp(round(scale_x * scale_w / scale_y * sum w * (x - zero_point_x) + bias / scale_y) + zero_point_y)
 
-A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then rescaled to 15 bits and the curve, a GELU or
-a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
+A linear layer or a conv1d may end in a *curve* (:mod:`intq.curves`): its sums are then rescaled to 15 bits and the
+curve, a GELU or a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits
+in between.
 With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's, which the next layer's weights absorb.
 
 A convolution may take a mask of frames as its last input, of an image one of its rows: what it leaves out counts as
@@ -15,7 +16,7 @@ The input's zero point, the bias, the output's zero point and the rounding half 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -89,6 +90,7 @@ def _conv1d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(isinstance(frames, str) or frames > 0, f"{x.shape[1]} frames are too few for a window of {k}")
     shape = (x.shape[0], frames, co)
     _check_epilogue(_unmasked(inputs, constants), constants, shape)
+    _check_curve(attrs, constants, shape)
     return shape
 
 
@@ -113,6 +115,11 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(x.shape[-1] == weight.shape[1], f"expects a last axis of {weight.shape[1]}, got {x.shape}")
     shape = (*x.shape[:-1], weight.shape[0])
     _check_epilogue(inputs, constants, shape)
+    _check_curve(attrs, constants, shape)
+    return shape
+
+
+def _check_curve(attrs: Attrs, constants: Constants, shape: Shape) -> None:
     expect(("curve" in constants) == ("drop" in attrs), "the constant curve and the attribute drop go together")
     expect(("lift" in constants) == ("level" in attrs), "the constant lift and the attribute level go together")
     if "lift" in constants:
@@ -120,7 +127,6 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
         lift = constants["lift"]
         expect(lift.shape == shape[-1:], f"lift must hold one value per output channel, got shape {lift.shape}")
         expect(lift.min() >= 0 and lift.max() <= MAX_LIFT, f"lift must lie in [0, {MAX_LIFT}]")
-    return shape
 
 
 def _epilogue_constants(rng: np.random.Generator, weight: np.ndarray, dtype: str, residual: bool) -> dict:
@@ -145,6 +151,16 @@ def _output_attrs(rng: np.random.Generator, dtype: str) -> dict:
     if dtype == "uint8":
         return {"low": int(rng.choice([0, 0, 3])), "high": int(rng.choice([255, 255, 190]))}
     return {"int16": {"low": -(2**15), "high": 2**15 - 1}, "int32": {"low": -(2**31), "high": 2**31 - 1}}[dtype]
+
+
+def _end_in_curve(constants: dict, function: Callable, dtype: str) -> dict:
+    """The attributes of a curve on [-6, 6], which is put into the constants."""
+    made = fit(function, -6.0, 6.0, 8 / DTYPE_RANGE[dtype][1], 0, dtype)
+    constants["curve"] = made.coefficients
+    middle = np.left_shift(np.int64(2**14), constants["shift"].astype(np.int64))
+    constants["offset"] = constants["offset"] + middle
+    low, high = DTYPE_RANGE[dtype]
+    return {"low": low, "high": high, "drop": made.drop, "function": "sample"}
 
 
 def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
@@ -200,16 +216,20 @@ def _conv1d_samples(rng: np.random.Generator) -> list[Sample]:
         ("s", 64, 64, 4, 1, (2, 1), 1, 4, "int16", "int16", True),  # groups
         (50, 1, 32, 10, 5, (0, 0), 1, 1, "uint8", None, False),  # samples
         (6, 33, 33, 1, 2, (0, 0), 1, 1, "uint8", None, False),
+        ("s", 80, 80, 5, 1, (2, 2), 1, 80, "curve", None, True),
+        ("s", 32, 48, 3, 2, (1, 1), 1, 1, "curve", None, True),
     ]
     for frames, ci, co, k, stride, padding, dilation, groups, dtype, residual, with_mask in cases:
         weight = rng.integers(-127, 128, (co, k, ci // groups)).astype(np.int8)
         constants = {
             "weight": weight,
             "pad_value": rng.integers(0, 256, ci).astype(np.uint8),
-            **_epilogue_constants(rng, weight, dtype, residual is not None),
+            **_epilogue_constants(rng, weight, "int16" if dtype == "curve" else dtype, residual is not None),
         }
         attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        attrs |= _output_attrs(rng, dtype)
+        attrs |= _end_in_curve(constants, lambda x: x / (1 + np.exp(-x)), "uint8") if dtype == "curve" else {}
+        dtype = "uint8" if dtype == "curve" else dtype
+        attrs = _output_attrs(rng, dtype) | attrs
         inputs = (Value("x", ("n", frames, ci), "uint8", 0, 255),)
         if residual:
             shape = ("n", windows(frames, k, stride, padding, dilation), co)
@@ -239,20 +259,15 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
             inputs += (Value("r", (*shape[:-1], co), residual, low, high),)
         attrs = _output_attrs(rng, dtype)
         if function:
-            attrs = dict(zip(("low", "high"), DTYPE_RANGE[dtype], strict=True))
-            made = fit(function, -6.0, 6.0, 8 / DTYPE_RANGE[dtype][1], 0, dtype)
-            constants |= {"curve": made.coefficients}
-            constants["offset"] = constants["offset"] + np.left_shift(
-                np.int64(2**14), constants["shift"].astype(np.int64)
-            )
-            attrs |= {"drop": made.drop, "function": "sample"}
+            attrs = _end_in_curve(constants, function, dtype)
             if dtype == "uint8":
                 constants["lift"] = rng.integers(0, MAX_LIFT + 1, co).astype(np.int32)
-                attrs["level"] = (9 << made.drop) + (1 << made.drop >> 1)
+                attrs["level"] = (9 << attrs["drop"]) + (1 << attrs["drop"] >> 1)
         samples.append(Sample(inputs, attrs, constants, dtype))
     return samples
 
 
+_CURVED = frozenset({"residual_multiplier", "curve", "drop", "function", "lift", "level"})
 _CONSTANTS = frozenset({"weight", "multiplier", "offset", "shift"})
 
 OPS = (
@@ -274,7 +289,7 @@ OPS = (
         _conv1d_samples,
         attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
         constants=_CONSTANTS | {"pad_value"},
-        optional=frozenset({"residual_multiplier"}),
+        optional=_CURVED,
     ),
     Op(
         "linear",
@@ -284,6 +299,6 @@ OPS = (
         _linear_samples,
         attrs=frozenset({"low", "high"}),
         constants=_CONSTANTS,
-        optional=frozenset({"residual_multiplier", "curve", "drop", "function", "lift", "level"}),
+        optional=_CURVED,
     ),
 )

@@ -23,20 +23,21 @@ CACHE_LINE = 64  # bytes
 
 
 def convolve_frames(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
-    """The kernel (x, [residual], [mask], weight, constants, pad_value, out) of a convolution over frames."""
+    """The kernel (x, [residual], [mask], weight, constants, [curve], pad_value, out) of a convolution over frames."""
     arguments = [(shapes["x"], "uint8")]
     arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
     arguments += [(shapes["x"][:2], "uint8")] if masked else []
-    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64"), ((plan.source[2],), "uint8")]
-    arguments.append((shapes["out"], epilogue.dtype))
+    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64")]
+    arguments += [((CURVE * TABLE,), "int32")] if epilogue.curve else []
+    arguments += [((plan.source[2],), "uint8"), (shapes["out"], epilogue.dtype)]
     names, sizes = sizes_of(shapes)
 
     def body(*rest):
         known, (x, *more) = dict(zip(names, rest, strict=False)), rest[len(names) :]
         residual = more.pop(0) if epilogue.residual else None
         mask = more.pop(0) if masked else None
-        weight, constants, pad_value, out = more
-        writer = _Writer(plan, epilogue, Buffers(x, residual, weight, constants, None, out))
+        weight, constants, *curve, pad_value, out = more
+        writer = _Writer(plan, epilogue, Buffers(x, residual, weight, constants, curve[0] if curve else None, out))
         writer.frames(*(i64(known.get(d, d)) for d in sizes), mask, pad_value)
 
     return kernel(name, arguments, body, names)

@@ -16,7 +16,7 @@ from intq.kernels.bodies import Vector, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.depthwise import PRODUCT, interleave
 from intq.kernels.cpu.epilogue import Epilogue
-from intq.kernels.cpu.lanes import accumulated, load, store
+from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, load, store
 from intq.kernels.cpu.plan import Plan, interleaves
 from intq.kernels.cpu.runs import Run, runs
 
@@ -31,12 +31,13 @@ def sizes_of(shapes: dict[str, tuple]) -> tuple[tuple[str, ...], tuple]:
 
 
 def depthwise_frames(name: str, plan: Plan, epilogue: Epilogue, shapes, masked: bool) -> tirx.PrimFunc:
-    """The kernel (x, [residual], [mask], weight, constants, pad_value, out)."""
+    """The kernel (x, [residual], [mask], weight, constants, [curve], pad_value, out)."""
     arguments = [(shapes["x"], "uint8")]
     arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
     arguments += [(shapes["x"][:2], "uint8")] if masked else []
-    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64"), ((plan.co,), "uint8")]
-    arguments.append((shapes["out"], epilogue.dtype))
+    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64")]
+    arguments += [((CURVE * TABLE,), "int32")] if epilogue.curve else []
+    arguments += [((plan.co,), "uint8"), (shapes["out"], epilogue.dtype)]
     names, sizes = sizes_of(shapes)
     row = runs(plan.co, plan.isa.quads, plan.isa.natural)
 
@@ -45,13 +46,14 @@ def depthwise_frames(name: str, plan: Plan, epilogue: Epilogue, shapes, masked: 
         samples, frames, places = (i64(known.get(d, d)) for d in sizes)
         residual = more.pop(0) if epilogue.residual else None
         mask = more.pop(0) if masked else None
+        curve = more.pop(2) if epilogue.curve else None
         with (
             parallel_region(),
             workspace(_window(plan) * row[0].width, "uint8") as window,
             workspace(4 * _window(plan) * row[0].width, "uint8") as quads,
             workspace(TOGETHER * row[0].width, "int32") as sums,
         ):
-            buffers = _Buffers(x, residual, mask, *more, window, quads, sums)
+            buffers = _Buffers(x, residual, mask, *more, curve, window, quads, sums)
             _Writer(plan, epilogue, row, buffers, frames, places).write(samples)
 
     return kernel(name, [*arguments], write, names)
@@ -76,6 +78,7 @@ class _Buffers:
     constants: object
     pad_value: object
     out: object
+    curve: object
     window: object  # frames of one run of channels
     quads: object  # four frames each of them and those behind it, interleaved
     sums: object  # of the outputs that are in registers together
@@ -115,7 +118,7 @@ class _Writer:
         """The outputs from ``first`` on of one sample, one run of channels."""
         plan, buffers = self.plan, self.buffers
         start, weight_at = T.Bind(start), T.Bind(weight_at)
-        values = self.epilogue.constants.load(buffers.constants, T.Bind(words_at), run)
+        values = self.epilogue.load(buffers, T.Bind(words_at), run, plan.isa)
         count = T.Bind(tirx.min(i64(PLACES), self.places - first))
         self._copy(sample, first, start, run)
         target = T.Bind((sample * self.places + first) * plan.co + start)
