@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import few, first_line, read_state_dict
 from intq.speech import archive
+from intq.speech.models import CEPSTRAL
 from intq.speech.models.conformer import ConformerEncoder, ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS, Head
@@ -33,12 +34,24 @@ CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 CONFIG_FILES, WEIGHT_FILES = (".yaml", ".yml"), (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 LONGEST_CONFIG = 16 << 20  # bytes; NeMo's are of some 10 kB, with a large vocabulary a hundred times that
 TOKENIZER = "tokenizer.model"
+# Of a model's configuration, what is read.
+SECTIONS = (
+    "sample_rate",
+    "labels",
+    "preprocessor",
+    "encoder",
+    "decoder",
+    "tokenizer",
+    "nemo_version",
+    "crop_or_pad_augment",
+)
 MODULES = "nemo.collections.asr.modules."
 DECODERS: dict[str, Head] = {
     "ConvASRDecoder": "ctc",
     "ConvASRDecoderClassification": "classification",
     "MultiLayerPerceptron": "frames",
 }
+NETWORK = ("encoder.", "decoder.")  # what the names of weights begin with
 # In NeMo's state dict, but no weights of the network: the front end's tables, counted metrics, losses, augmentation.
 NOT_WEIGHTS = re.compile(r"^(preprocessor|spec_augment\w*|crop_or_pad\w*|loss|_?wer|_?accuracy|_?macro_accuracy)\.")
 
@@ -108,10 +121,7 @@ def _config(content: bytes, source: str) -> dict[str, Any]:
     model = root.get("model", root)
     if not isinstance(model, dict):
         raise IntqError(f"{source}: its configuration's model is no table of settings")
-    return {
-        key: _resolved(model.get(key), {"model": model, **root}, source)
-        for key in ("sample_rate", "labels", "preprocessor", "encoder", "decoder", "tokenizer", "nemo_version")
-    }
+    return {key: _resolved(model.get(key), {"model": model, **root}, source) for key in SECTIONS}
 
 
 def _resolved(value: Any, root: Mapping[str, Any], source: str, depth: int = 0) -> Any:
@@ -150,8 +160,8 @@ def _tokenizer(config: Mapping[str, Any], files: Mapping[str, bytes], source: st
 # From settings to networks
 
 
-def front_end(config: Mapping[str, Any]) -> FrontEnd:
-    """The front end that NeMo's `preprocessor` section describes.
+def front_end(config: Mapping[str, Any]) -> tuple[FrontEnd, int | None]:
+    """The front end that NeMo's `preprocessor` section describes, and how many cepstral coefficients follow, if any.
 
     Two of its settings follow from NeMo's version, since no file says them:
 
@@ -163,29 +173,39 @@ def front_end(config: Mapping[str, Any]) -> FrontEnd:
     The first two differ only where t is a multiple of the hop, and the second's rule is taken for both. Without a
     version the newest is meant. Dither and the padding of batches to multiples of 16 frames are for training and speed.
 
-    Raises IntqError for features other than log-mel spectra of power.
+    Cepstral coefficients are torchaudio's in every version: a periodic window, HTK's bands with peaks of 1, reflected
+    ends, and t // hop + 1 frames (of which NeMo counts ceil(t / hop), which differ as above).
+
+    Raises IntqError for features other than log-mel spectra of power and their cosine transform.
     """
-    _, given = _target(config["preprocessor"], "preprocessor", ("AudioToMelSpectrogramPreprocessor",))
-    _refuse(given, "preprocessor", _SPECTROGRAM, _FRONT_KEYS)
+    name, given = _target(config["preprocessor"], "preprocessor", tuple(_FEATURES))
+    _refuse(given, "preprocessor", *_FEATURES[name])
     rate = int(given.get("sample_rate") or config["sample_rate"] or 16000)
     window = int(given.get("n_window_size") or given.get("window_size", 0.02) * rate)
     hop = int(given.get("n_window_stride") or given.get("window_stride", 0.01) * rate)
-    version = config["nemo_version"]
+    high, kind = given.get("highfreq"), given.get("window", "hann") or "none"
+    settings: dict[str, Any] = {
+        "sample_rate": rate,
+        "window": window,
+        "hop": hop,
+        "fft": int(given.get("n_fft") or 2 ** math.ceil(math.log2(window))),
+        "low_hz": float(given.get("lowfreq") or 0.0),
+        "high_hz": float(high) if high else None,
+        "window_kind": "rectangular" if kind in ("none", "ones") else kind,
+    }
+    if name == "AudioToMFCCPreprocessor":
+        bands, cepstra = int(given.get("n_mels", 64)), int(given.get("n_mfcc", 64))
+        if cepstra > bands:
+            raise IntqError(f"preprocessor.n_mfcc is {cepstra}, more than its {bands} bands")
+        return replace(CEPSTRAL, bands=bands, **settings), cepstra
+    version, guard = config["nemo_version"], given.get("log_zero_guard_value", 2**-24)
     old = version is not None and _version(version) < (2, 5)
-    guard, high = given.get("log_zero_guard_value", 2**-24), given.get("highfreq")
     normalize = given.get("normalize", "per_feature") or "none"
     if not isinstance(normalize, str) or normalize.lower() not in ("per_feature", "none", "na"):
         raise IntqError(f"preprocessor.normalize is {normalize!r}; taken are per_feature and none")
-    kind = given.get("window", "hann") or "none"
-    return FrontEnd(
-        rate,
-        window,
-        hop,
-        fft=int(given.get("n_fft") or 2 ** math.ceil(math.log2(window))),
+    front = FrontEnd(
+        **settings,
         bands=int(given.get("features", 64)),
-        low_hz=float(given.get("lowfreq") or 0.0),
-        high_hz=float(high) if high else None,
-        window_kind="rectangular" if kind in ("none", "ones") else kind,
         preemphasis=float(given.get("preemph", 0.97) or 0.0),
         guard=float(getattr(torch.finfo(torch.float32), guard) if guard in ("tiny", "eps") else guard),
         guard_kind=given.get("log_zero_guard_type", "add"),
@@ -194,30 +214,26 @@ def front_end(config: Mapping[str, Any]) -> FrontEnd:
         extra_frame=old,
         mel_norm=given.get("mel_norm", "slaney"),
     )
+    return front, None
 
 
-# What must have this value, if it is there at all: others change the numbers in ways that are not taken.
-_SPECTROGRAM = {
-    "log": True,
-    "mag_power": 2.0,
-    "frame_splicing": 1,
-    "exact_pad": False,
-    "use_torchaudio": False,
-}
 _FRONT_KEYS = {
-    *(
-        "sample_rate",
-        "window_size",
-        "window_stride",
-        "n_window_size",
-        "n_window_stride",
-        "window",
-        "normalize",
-        "n_fft",
+    *("sample_rate", "window_size", "window_stride", "n_window_size", "n_window_stride", "window", "n_fft"),
+    *("lowfreq", "highfreq"),
+}
+# Of each kind of features, what must have this value, if it is there at all, since others change the numbers in ways
+# that are not taken; and the settings that are known.
+_FEATURES = {
+    "AudioToMelSpectrogramPreprocessor": (
+        {"log": True, "mag_power": 2.0, "frame_splicing": 1, "exact_pad": False, "use_torchaudio": False},
+        {
+            *_FRONT_KEYS,
+            *("preemph", "features", "normalize", "log_zero_guard_value", "log_zero_guard_type", "mel_norm"),
+            *("dither", "pad_to", "pad_value", "rng", "nb_augmentation_prob", "nb_max_freq", "max_duration"),
+            *("use_grads", "stft_conv", "stft_exact_pad"),  # NeMo itself ignores the last two now
+        },
     ),
-    *("preemph", "features", "lowfreq", "highfreq", "log_zero_guard_value", "log_zero_guard_type", "mel_norm"),
-    *("dither", "pad_to", "pad_value", "rng", "nb_augmentation_prob", "nb_max_freq", "max_duration", "use_grads"),
-    *("stft_conv", "stft_exact_pad"),  # NeMo itself ignores them now
+    "AudioToMFCCPreprocessor": ({"log": True, "dct_type": 2, "norm": "ortho"}, {*_FRONT_KEYS, "n_mels", "n_mfcc"}),
 }
 _ENCODER = {"conv_mask": True, "normalization_mode": "batch", "frame_splicing": 1, "quantize": False}
 _ENCODER_KEYS = {"jasper", "feat_in", "activation", "residual_mode", "norm_groups", "init_mode"}
@@ -393,42 +409,62 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     """
     path = Path(path)
     front, model = checkpoint.front, checkpoint.model
-    if (front.padding == "reflect") != front.extra_frame or front.periodic or front.mel_scale != "slaney":
-        raise IntqError(f"{checkpoint.name}: no version of NeMo has its front end, {front}")
     labels = list(checkpoint.labels)
     config = {
         "sample_rate": checkpoint.sample_rate,
         "labels": labels,
-        "preprocessor": {
-            "_target_": MODULES + "AudioToMelSpectrogramPreprocessor",
-            "sample_rate": front.sample_rate,
-            "window_size": None,
-            "window_stride": None,
-            "n_window_size": front.window,
-            "n_window_stride": front.hop,
-            "window": "none" if front.window_kind == "rectangular" else front.window_kind,
-            "normalize": "None" if front.normalize == "none" else front.normalize,
-            "n_fft": front.fft,
-            "features": front.bands,
-            "lowfreq": front.low_hz,
-            "highfreq": front.high_hz,
-            "preemph": front.preemphasis or None,
-            "log_zero_guard_value": front.guard,
-            "log_zero_guard_type": front.guard_kind,
-            "mel_norm": front.mel_norm,
-        },
+        "preprocessor": _front_section(checkpoint),
         "encoder": _encoder_section(model.encoder),
         "decoder": _decoder_section(checkpoint.head, model.encoder.channels, labels),
-        "nemo_version": "2.4.0" if front.extra_frame else "2.5.0",
+        "nemo_version": _nemo_version(front),
     }
     files = {}
     if checkpoint.tokenizer is not None:
         config["tokenizer"] = {"type": "bpe", "model_path": f"nemo:{TOKENIZER}"}
         files[TOKENIZER] = checkpoint.tokenizer
     buffer = io.BytesIO()
-    torch.save({key: value for key, value in model.state_dict().items() if not key.startswith("front.")}, buffer)
+    torch.save({key: value for key, value in model.state_dict().items() if key.startswith(NETWORK)}, buffer)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     archive.write(path, {CONFIG: text.encode(), WEIGHTS: buffer.getvalue(), **files})
+
+
+def _front_section(checkpoint: Checkpoint) -> dict[str, Any]:
+    front, cepstra = checkpoint.front, checkpoint.model.cepstra
+    section = {
+        "sample_rate": front.sample_rate,
+        "window_size": None,
+        "window_stride": None,
+        "n_window_size": front.window,
+        "n_window_stride": front.hop,
+        "window": "none" if front.window_kind == "rectangular" else front.window_kind,
+        "n_fft": front.fft,
+        "lowfreq": front.low_hz,
+        "highfreq": front.high_hz,
+    }
+    if isinstance(cepstra, nn.Conv1d):
+        kind = "AudioToMFCCPreprocessor"
+        section |= {"n_mels": front.bands, "n_mfcc": cepstra.out_channels}
+        if front.window_kind == "rectangular":
+            section["window"] = "ones"
+    else:
+        kind = "AudioToMelSpectrogramPreprocessor"
+        section |= {
+            "features": front.bands,
+            "normalize": "None" if front.normalize == "none" else front.normalize,
+            "preemph": front.preemphasis or None,
+            "log_zero_guard_value": front.guard,
+            "log_zero_guard_type": front.guard_kind,
+            "mel_norm": front.mel_norm,
+        }
+    section = {"_target_": MODULES + kind, **section}
+    config = {"preprocessor": section, "sample_rate": None, "nemo_version": _nemo_version(front)}
+    if front_end(config)[0] != front:
+        raise IntqError(f"{checkpoint.name}: no version of NeMo has its front end, {front}")
+    return section
+
+
+def _nemo_version(front: FrontEnd) -> str:
+    return "2.4.0" if front.extra_frame else "2.5.0"
 
 
 def _encoder_section(module: nn.Module) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from intq.errors import IntqError
-from intq.frontend import FrontEnd
+from intq.frontend import FrontEnd, mel_filters
 from intq.speech import archive, nemo
 from intq.speech.checkpoint import Checkpoint, load
+from intq.speech.models import CEPSTRAL
 from intq.speech.models.conformer import ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS
@@ -317,14 +318,16 @@ def test_a_tokenizer(tmp_path):
 def test_front_ends():
     def front(rate=None, version=None, **settings):
         section = {"_target_": ASR + "AudioToMelSpectrogramPreprocessor"} | settings
-        return nemo.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+        found, cepstra = nemo.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+        assert cepstra is None
+        return found
 
     newest = FrontEnd(16000, 320, 160, 512, 8)
-    assert nemo.front_end({"nemo_version": None, **config()}) == newest
-    assert nemo.front_end(config(nemo_version="2.5.0rc0")) == newest
+    assert nemo.front_end({"nemo_version": None, **config()}) == (newest, None)
+    assert nemo.front_end(config(nemo_version="2.5.0rc0")) == (newest, None)
     old = FrontEnd(16000, 320, 160, 512, 8, padding="reflect", extra_frame=True)
     for version in ("0.11.0", "1.0.0rc1", "1.23.0", "2.4.0"):
-        assert nemo.front_end(config(nemo_version=version)) == old
+        assert nemo.front_end(config(nemo_version=version)) == (old, None)
     assert front() == FrontEnd(16000, 320, 160, 512, 64)
     assert front(8000) == FrontEnd(8000, 160, 80, 256, 64)
     samples = {"n_window_size": 400, "n_window_stride": 100, "window_size": None, "window_stride": None}
@@ -336,7 +339,7 @@ def test_front_ends():
     assert front(**other) == FrontEnd(16000, 320, 160, 512, 64, **expected)
     assert front(log_zero_guard_type="clamp").guard_kind == "clamp"
     section = {"cls": ASR + "AudioToMelSpectrogramPreprocessor", "params": {"features": 80}}
-    assert nemo.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None}).bands == 80
+    assert nemo.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None})[0].bands == 80
     for change, match in (
         ({"normalize": "all_features"}, "normalize is 'all_features'; taken are per_feature and none"),
         ({"normalize": {"fixed_mean": [0], "fixed_std": [1]}}, "taken are per_feature and none"),
@@ -344,12 +347,40 @@ def test_front_ends():
         ({"log": False}, "preprocessor.log is False"),
         ({"warp": 3}, "preprocessor has settings that are not taken: warp"),
         ({"window": "bartlett"}, "window_kind must be one of hann"),
-        ({"_target_": ASR + "AudioToMFCCPreprocessor"}, "AudioToMFCCPreprocessor; taken are AudioToMelSpectrogram"),
+        (
+            {"_target_": ASR + "AudioToSpectrogramPreprocessor"},
+            "AudioToSpectrogramPreprocessor; taken are AudioTo",
+        ),
+        ({"_target_": ASR + "AudioToMFCCPreprocessor", "n_mfcc": 65}, "n_mfcc is 65, more than its 64 bands"),
+        ({"_target_": ASR + "AudioToMFCCPreprocessor", "norm": None}, "preprocessor.norm is None; taken is 'ortho'"),
     ):
         with pytest.raises(IntqError, match=match):
             front(**change)
     with pytest.raises(IntqError, match="nemo_version is 'new'"):
         front(version="new")
+
+
+def test_cepstral_coefficients(tmp_path, caplog):
+    section = {"_target_": ASR + "AudioToMFCCPreprocessor", "window_size": 0.025, "window_stride": 0.01, "n_fft": 512}
+    model = config(preprocessor=section | {"window": "hann", "n_mels": 20, "n_mfcc": 8})
+    path, samples = tmp_path / "net.nemo", torch.from_numpy(random_audio(2, 4800))
+    found = load(write_nemo(path, model))
+    assert found.front == replace(CEPSTRAL, bands=20)
+    with torch.no_grad():  # torchaudio's MFCC, step by step
+        window = torch.hann_window(400)
+        power = torch.stft(samples, 512, 160, 400, window, return_complex=True).abs().square()
+        bands = torch.log(torch.from_numpy(mel_filters(found.front)).float() @ power + 1e-6)
+        k, b = torch.arange(8)[:, None], torch.arange(20)
+        cosines = torch.cos(torch.pi / 20 * (b + 0.5) * k) * (2 / 20) ** 0.5
+        cosines[0] *= 0.5**0.5
+        expected = found.model.decoder(found.model.encoder(cosines @ bands))
+    logits = found.model(samples)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    nemo.save(found, path)
+    assert torch.equal(load(path).model(samples), logits)
+    caplog.clear()
+    load(write_nemo(path, model | {"crop_or_pad_augment": {"audio_length": 128}}))
+    assert "NeMo cuts or fills every recording to one length; here it is taken as it is" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -371,7 +402,7 @@ def test_front_ends():
         ({"encoder__jasper": [{"filters": 8, "kernel": [3], "future_context": 2}]}, "future_context is 2"),
         ({"encoder__jasper": [{"kernel": [3]}]}, "is not as NeMo writes it"),
         ({"encoder__jasper": 7}, "is not as NeMo writes it"),
-        ({"encoder__feat_in": 9}, "the front end has 8 bands, the encoder takes 9"),
+        ({"encoder__feat_in": 9}, "the front end gives 8 features, the encoder takes 9"),
         ({"sample_rate": "${model.rate}"}, r"refers to \$\{model.rate\}, which it does not hold"),
         ({"sample_rate": "${sample_rate}"}, "refers to itself"),
     ],
