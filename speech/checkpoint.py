@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import fill
-from intq.speech import assets, nemo
+from intq.speech import assets, nemo, sections
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
@@ -66,9 +66,9 @@ def load(source: str | Path) -> Checkpoint:
     path = path.resolve()
     found = nemo.read(path)
     try:
-        front, cepstra = nemo.front_end(found.config)
-        encoder = nemo.encoder(found.config["encoder"])
-        head, decoder, labels = nemo.head(found.config, encoder.channels, found.tokenizer)
+        front, cepstra = sections.front_end(found.config)
+        encoder = sections.encoder(found.config["encoder"])
+        head, decoder, labels = sections.head(found.config, encoder.channels, found.tokenizer)
     except IntqError as error:
         raise IntqError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # settings of the wrong types
