@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from intq.floatgraph import FloatGraph, FloatNode
-from intq.rewriter import CONTRACTIONS, Rewriter, clamps, without_unused
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
+from intq.rewriter import Rewriter, clamps, without_unused
 
 
 def fold_affine_backward(graph: FloatGraph) -> FloatGraph:
@@ -15,7 +15,7 @@ def fold_affine_backward(graph: FloatGraph) -> FloatGraph:
     r = Rewriter(graph)
     for node in graph.nodes:
         node = r.resolve(node)
-        before = r.producer(node.inputs[0], "conv2d", "linear", "affine") if node.op == "affine" else None
+        before = r.producer(node.inputs[0], *CONTRACTIONS, "affine") if node.op == "affine" else None
         if (
             before is None
             or clamps(before)
@@ -50,7 +50,7 @@ def affine_of_concat(graph: FloatGraph) -> FloatGraph:
         foldable = (
             concat is not None
             and concat.attrs["axis"] == 1
-            and all(r.producer(i, "conv2d", "linear", "affine") for i in concat.inputs)
+            and all(r.producer(i, *CONTRACTIONS, "affine") for i in concat.inputs)
         )
         if not foldable:
             r.put(node)
@@ -105,7 +105,7 @@ def fold_affine_forward(graph: FloatGraph) -> FloatGraph:
             r.put(node)
             continue
         scale, shift = (before.parameters[k].double() for k in ("scale", "shift"))
-        padded = node.op == "conv2d" and any(node.attrs["padding"])
+        padded = node.op in ("conv1d", "conv2d") and any(node.attrs["padding"])
         if padded and (before.inputs[0] != graph.input or bool((scale == 0).any())):
             r.put(node)
             continue
@@ -132,11 +132,12 @@ def _fold_into_conv(node: FloatNode, scale: torch.Tensor, shift: torch.Tensor, p
     weight, groups = node.parameters["weight"].double(), node.attrs["groups"]
     co, ci = weight.shape[:2]
     per_output = [
-        v.reshape(groups, 1, ci).expand(groups, co // groups, ci).reshape(co, ci, 1, 1) for v in (scale, shift)
+        v.reshape(groups, 1, ci).expand(groups, co // groups, ci).reshape(co, ci, *[1] * (weight.ndim - 2))
+        for v in (scale, shift)
     ]
     new = {
         "weight": weight * per_output[0],
-        "bias": node.parameters["bias"].double() + (weight * per_output[1]).sum((1, 2, 3)),
+        "bias": node.parameters["bias"].double() + (weight * per_output[1]).flatten(1).sum(1),
     }
     if padded:
         pad = node.parameters.get("pad", torch.zeros_like(shift)).double()

@@ -21,66 +21,92 @@ import numpy as np
 
 import intq
 from intq.errors import IntqError
-from intq.graph import Node
+from intq.graph import Graph, Node
+from intq.probes import reads_recordings, shortest
 from intq.value import Value, bind_shape
 
 TOKENS = 128  # of a text, unless told otherwise
+AUDIO, SAMPLE_RATE = 10.0, 16000  # seconds of a recording, and samples in one of them, unless told otherwise
 ROUNDS = 8  # turns of layers and peak
 PASSES = 5  # through the layers, in each turn
 
 
 def bench(
-    folder: str | Path, threads: int | None = None, batch: int = 1, sequence: int | None = None, seconds: float = 3.0
+    folder: str | Path,
+    threads: int | None = None,
+    batch: int = 1,
+    sequence: int | None = None,
+    audio: float | None = None,
+    seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Time a compiled artifact on random input; `sequence`: the tokens of each text, 128 or the most there can be.
+    """Time a compiled artifact on random input for so many `seconds`.
 
-    The result is JSON: {"model", "threads", "batch", "sequence", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
-    "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}. A layer's time is its
-    minimum; k (the products that each output sums), gops (10**9 multiplications and additions a second) and peak_share
-    are null for what multiplies nothing, and sequence is null for images.
-    peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with the layers.
+    sequence: the tokens of each text, 128 or the most there can be. audio: the seconds of each recording, 10.
+
+    The result is JSON: {"model", "threads", "batch", "sequence", "audio", "min_ms", "median_ms", "peak_memory_mb",
+    "load_ms", "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}. A layer's
+    time is its minimum; k (the products that each output sums), gops (10**9 multiplications and additions a second) and
+    peak_share are null for what multiplies nothing; sequence is null where the input is no text, audio where it is no
+    recording. peak_gops is what a loop of the same instruction reaches on as many threads, measured in turn with them.
 
     Raises IntqError when the artifact is damaged, the library cannot run here, or the texts are too long for it.
     """
-    sequence = _tokens(intq.load(folder).inputs[0], sequence)
+    graph = intq.load(folder)
+    length = _length(graph, sequence, audio)
     threads = threads or len(os.sched_getaffinity(0))
     package = str(Path(intq.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "intq.bench", str(folder), *map(str, (threads, batch, sequence or 0, seconds))]
+    command = [sys.executable, "-m", "intq.bench", str(folder), *map(str, (threads, batch, length, seconds))]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if run.returncode:
         raise IntqError(f"the process that measures {folder} ended with code {run.returncode}: its message is above")
     return json.loads(run.stdout)
 
 
-def _tokens(value: Value, wanted: int | None) -> int | None:
-    """How many tokens to give a network with this input; None for an image."""
+def _length(graph: Graph, sequence: int | None, audio: float | None) -> int:
+    """How many tokens or samples to give a network; 0 for an image."""
+    value, recordings = graph.inputs[0], reads_recordings(graph)
+    if audio and not recordings:
+        raise IntqError(f"the input {value.name} is no recording: leave out --audio")
+    if not recordings:
+        return _tokens(value, sequence)
+    if sequence:
+        raise IntqError(f"the input {value.name} is no text: leave out --sequence, or give seconds with --audio")
+    samples = round((audio or AUDIO) * graph.metadata.get("sample_rate", SAMPLE_RATE))
+    if not shortest(graph) <= samples <= value.longest:
+        raise IntqError(f"a recording has {shortest(graph)} to {value.longest} samples here, got {samples}")
+    return samples
+
+
+def _tokens(value: Value, wanted: int | None) -> int:
     if not any(isinstance(size, str) for size in value.shape[1:]):
         if wanted:
             raise IntqError(f"the input {value.name} is no text, it has a fixed shape: leave out --sequence")
-        return None
+        return 0
     if wanted and 0 < value.longest < wanted:
         raise IntqError(f"a text has at most {value.longest} tokens here, got {wanted}: choose a smaller --sequence")
     return wanted or min(TOKENS, value.longest or TOKENS)
 
 
-def measure(folder: str, threads: int, batch: int, sequence: int, seconds: float) -> dict[str, Any]:
-    """What `bench` returns, of this process; `sequence` is 0 for images."""
+def measure(folder: str, threads: int, batch: int, length: int, seconds: float) -> dict[str, Any]:
+    """What `bench` returns, of this process, for inputs of `length` tokens or samples."""
     start = time.perf_counter()
     network = intq.compile(folder, threads=threads)
     load_ms = 1e3 * (time.perf_counter() - start)
-    rng = np.random.default_rng(0)
-    sizes = {"n": batch, "s": sequence}
+    rng, graph = np.random.default_rng(0), intq.load(folder)
+    sizes = {"n": batch, "s": length, "t": length}
     inputs = [rng.integers(v.low, v.high, bind_shape(v.shape, sizes), v.dtype, endpoint=True) for v in network.inputs]
+    if recordings := reads_recordings(graph):
+        inputs[1][:] = length
     times = timed(lambda: network(*inputs), seconds)
     memory = peak_memory_mb()
-    graph = intq.load(folder)
     layers, peak = layer_times(network, inputs, threads)
     return {
         "model": graph.metadata.get("model", Path(folder).name),
         "threads": threads,
         "batch": batch,
-        "sequence": sequence or None,
+        "sequence": None if recordings or not length else length,
+        "audio": length / graph.metadata.get("sample_rate", SAMPLE_RATE) if recordings else None,
         "min_ms": 1e3 * min(times),
         "median_ms": 1e3 * statistics.median(times),
         "peak_memory_mb": memory,
@@ -137,5 +163,5 @@ def peak_memory_mb() -> float:
 
 
 if __name__ == "__main__":
-    folder, threads, batch, sequence, seconds = sys.argv[1:]
-    print(json.dumps(measure(folder, int(threads), int(batch), int(sequence), float(seconds))))
+    folder, threads, batch, length, seconds = sys.argv[1:]
+    print(json.dumps(measure(folder, int(threads), int(batch), int(length), float(seconds))))

@@ -10,6 +10,7 @@ import numpy as np
 from intq.errors import UnprovenError
 from intq.ops import OPS
 from intq.ops.attention import FAR, LARGEST, ZERO_POINT, weight_of
+from intq.ops.contract import masked
 from intq.ops.op import Attrs, Constants
 from intq.value import DTYPE_RANGE, Value
 
@@ -53,6 +54,9 @@ class Interval:
         return self._operate(other, lambda p, q: p * q)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __getitem__(self, index) -> Interval:
+        return Interval(self.low[index], self.high[index], self.width)
 
 
 def _unbounded(value) -> np.ndarray:
@@ -116,6 +120,26 @@ class IntervalDialect:
         return Interval(_each(math.isqrt, x.low), _each(math.isqrt, x.high), x.width)
 
     @staticmethod
+    def leading(x: Interval) -> tuple[Interval, Interval]:
+        if x.low.min() < 1 or x.high.max() >= 2**62:
+            raise UnprovenError(
+                f"the argument of a logarithm lies in [{x.low.min()}, {x.high.max()}], not in [1, 2**62)"
+            )
+        place = Interval(_each(_magnitude, x.low) - 1, _each(_magnitude, x.high) - 1, x.width)
+        return place, Interval(np.full_like(x.low, 2**61), np.full_like(x.high, 2**62 - 1), x.width)
+
+    @staticmethod
+    def quotient(n: Interval, d: Interval) -> Interval:
+        if d.low.min() < 1 or n.low.min() < 0:
+            raise UnprovenError("a quotient cannot be proven to be of a positive divisor and a number not negative")
+        return Interval(n.low // d.high, n.high // d.low, n.width)
+
+    @staticmethod
+    def concat(parts, axis: int) -> Interval:
+        low, high = (np.concatenate([getattr(part, side) for part in parts], axis) for side in ("low", "high"))
+        return Interval(low, high, parts[0].width)
+
+    @staticmethod
     def reciprocal(d: Interval, bits: int) -> Interval:
         if d.low.min() < 1:
             raise UnprovenError("a divisor cannot be proven to be positive")
@@ -133,6 +157,8 @@ class IntervalDialect:
         if total.width == 32:
             self.sum_bits = max(self.sum_bits, total.bits)
         return total
+
+    frame_sum = row_sum
 
     @staticmethod
     def row_max(x: Interval) -> Interval:
@@ -207,6 +233,10 @@ def _weighted_sum(L, ranges, attrs, constants):
         raise UnprovenError(f"accumulator {error}; lower the weights' bits or split its {terms} products") from None
 
 
+def _weighted_frames(L, ranges, attrs, constants):
+    return _weighted_sum(L, ranges[:-1] if masked(ranges, constants) else ranges, attrs, constants)
+
+
 def _window_sum(L, ranges, attrs, constants):
     (x,) = ranges
     pad = [int(v) for v in constants["pad_value"]]
@@ -238,6 +268,15 @@ def _prove_weights(L, masked: bool, attrs, constants) -> None:
             )
 
 
+def _framed(L, ranges, attrs, constants):
+    x = Interval(np.minimum(ranges[0].low, 0), np.maximum(ranges[0].high, 0))  # zeros beyond the ends
+    return x, x
+
+
+def _numbered(L, ranges, attrs, constants):
+    return ranges[1], Interval(1, 2**31 - 1)
+
+
 def _embedded(L, ranges, attrs, constants):
     tables = (constants[k] for k in ("word", "word_multiplier", "position", "segment"))
     return tuple(Interval(int(t.min()), int(t.max())) for t in tables)
@@ -252,9 +291,13 @@ _LOOPS = {
     "rows": _unchanged,
     "tokens": _masked_sum,
     "attention": _heads,
+    "spectrum": _framed,
+    "frames": _unchanged,
+    "mask": _numbered,
     "embedding": _embedded,
     "max2d": _unchanged,
-    "conv2d": _weighted_sum,
+    "conv1d": _weighted_frames,
+    "conv2d": _weighted_frames,
     "linear": _weighted_sum,
     "sum2d": _window_sum,
 }

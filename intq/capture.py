@@ -15,27 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intq import dims
 from intq.aten import TAKES, Build, Unsupported
 from intq.aten.text import Derived
 from intq.errors import IntqError
-from intq.floatgraph import BATCH, TOKENS, FloatGraph
+from intq.floatgraph import BATCH, SAMPLES, TOKENS, FloatGraph
 from intq.rewriter import without_unused
+
+EXPORTED_SAMPLES = 2**14  # of a recording that torch traces the model with
 
 
 def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
     """The float graph of ``model`` in evaluation mode; ``example`` (batch, ...) gives the input's shape.
 
     Integers (batch, tokens) are token ids, of any number: the tokens are then the symbolic axis "s" of every shape.
+    int16 (batch, samples) are recordings of any length, which the model takes in [-1, 1): the samples are then the
+    symbolic axis "t", and frames are "(t+160)//160" or whatever the model makes of them.
     The model may return a tensor or an object holding one tensor (a Hugging Face output). It is not changed.
     Raises IntqError when the model does not export, returns several tensors, holds NaN or infinite numbers, or uses an
     operation that intq does not take.
     """
     if example.ndim < 2:
         raise IntqError(f"expected an example with a batch axis, got shape {tuple(example.shape)}; add one")
-    tokens = not example.is_floating_point()
+    samples = example.dtype == torch.int16
+    tokens = not (samples or example.is_floating_point())
+    if samples and example.ndim != 2:
+        raise IntqError(f"recordings must be (batch, samples), got shape {tuple(example.shape)}")
     if tokens and example.ndim != 2:
         raise IntqError(f"token ids must be (batch, tokens), got shape {tuple(example.shape)}")
-    program = _export(model, example.detach(), tokens)
+    program = _export(model, example.detach(), tokens, samples)
     program.graph.eliminate_dead_code()
     signature, constants = program.graph_signature, {**program.state_dict, **program.constants}
     sources = {
@@ -52,7 +60,8 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
             else:
                 graph_input = node.name
                 values[node] = node.name
-                build.symbols = {str(s): name for s, name in zip(node.meta["val"].shape, (BATCH, TOKENS), strict=False)}
+                names = (BATCH, SAMPLES if samples else TOKENS)
+                build.symbols = {str(s): name for s, name in zip(node.meta["val"].shape, names, strict=False)}
                 build.shapes[node.name] = _shape(build, node.meta["val"])
                 if tokens:
                     build.ids, build.vocabulary = node.name, _vocabulary(node, values)
@@ -81,13 +90,16 @@ def _vocabulary(ids: torch.fx.Node, values: dict) -> int:
     raise IntqError("the network takes integers but no embedding reads them; expected token ids, or give float samples")
 
 
-def _export(model: torch.nn.Module, example: Tensor, tokens: bool):
+def _export(model: torch.nn.Module, example: Tensor, tokens: bool, samples: bool):
     model = copy.deepcopy(model).eval().float()
     example = example.to(torch.int64 if tokens else torch.float32)
     example = example[:1].expand(2, *example.shape[1:]).contiguous()  # a batch of one would be taken for a constant
     axes = {0: torch.export.Dim.DYNAMIC}
     if tokens:
         example = example[:, :1].expand(2, 3).contiguous()
+    if samples:
+        example = torch.zeros(2, EXPORTED_SAMPLES)
+    if tokens or samples:
         axes[1] = torch.export.Dim.DYNAMIC
     hint = "write it without control flow on values, keep the batch as the first axis and read its size as x.shape[0]"
     try:
@@ -111,11 +123,26 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
 def _shape(build: Build, value: Tensor) -> tuple:
     """The shape with the symbolic batch as "n" and the tokens as "s"; the batch must be the first axis alone."""
     sizes = [s if isinstance(s, int) else int(str(s)) if str(s).isdigit() else str(s) for s in value.shape]
+    for spelling, s in zip(sizes, value.shape, strict=True):
+        if not isinstance(spelling, int) and spelling not in build.symbols:
+            build.symbols[spelling] = _frames(build, s)
     shape = tuple(s if isinstance(s, int) else build.symbols.get(s) for s in sizes)
     if not shape or shape[0] != BATCH or BATCH in shape[1:] or None in shape:
         found = ", ".join(map(str, sizes))
         raise Unsupported(f"its result ({found}) does not keep the batch as its own first axis")
     return shape
+
+
+def _frames(build: Build, size: torch.SymInt) -> str | None:
+    """A size that follows from the number of samples; None for another."""
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    if len(symbols) != 1 or build.symbols.get(str(symbols[0])) != SAMPLES:
+        return None
+    try:
+        return dims.fitted(SAMPLES, lambda t: int(expression.subs(symbols[0], t)))
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
 
 
 def _where(node: torch.fx.Node) -> str:

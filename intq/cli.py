@@ -314,8 +314,8 @@ def run(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE|TEXT...",
-            help="Image files, or texts; - for the lines of standard input, in which a tab separates a pair.",
+            metavar="IMAGE|TEXT|AUDIO...",
+            help="Files of images or recordings, or texts; - for lines of standard input, where a tab parts a pair.",
         ),
     ],
     pair: Annotated[
@@ -326,7 +326,7 @@ def run(
     top: Annotated[int, typer.Option(min=1, help="Print so many labels.")] = 5,
     threads: Threads = None,
 ) -> Answer:
-    """Run an artifact on images or texts: best labels, integer scores.
+    """Run an artifact on images, texts or recordings: best labels with integer scores, or transcripts.
 
     [b]Examples[/]
 
@@ -334,15 +334,20 @@ def run(
       intq run sst2-int8 "a gripping, beautifully shot film"
       intq run mnli-int8 "A man plays the flute." --pair "Someone makes music."
       intq run sst2-int8 - < reviews.txt
+      intq run quartznet-int8 talk.wav meeting.flac
 
     [dim]JSON: [{"input", "pair", ...}] with "top": [{"label", "index", "score"}] of a classifier; "score" and "value",
     the real number it means, of a regression; "words": [{"word", "label", "score"}]; or "embedding" and "similarity",
-    the cosine with the first text's[/]
+    the cosine with the first text's. Of recordings "text", "top" or "parts": [{"label", "start", "end"}], with
+    "seconds", "real_time_factor" and "notices"[/]
     """
     found = network_of(str(folder), truncate=truncate, threads=threads)
     refuse_options(found.domain, pair=pair)
     given = {"pair": pair} if pair else {}
-    value = found.domain.run(found.predict, found.reader, found.metadata, inputs, top=top, **given)
+    with step(f"Running {folder}") as advance:
+        value = found.domain.run(
+            found.predict, found.reader, found.metadata, inputs, top=top, progress=advance, **given
+        )
     return Answer(value, show.answers(value))
 
 
@@ -404,6 +409,9 @@ def bench(
     sequence: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="The tokens of each text.", show_default="128")
     ] = None,
+    audio: Annotated[
+        float | None, typer.Option(min=0.01, metavar="SECONDS", help="The length of each recording.", show_default="10")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")] = 3.0,
     seed: Seed = 0,
     threads: Threads = None,
@@ -419,9 +427,9 @@ def bench(
       intq bench mobilenet_v2 --json
       intq bench roberta-base --batch 8 --sequence 128
 
-    [dim]JSON: {"model", "threads", "batch", "sequence", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
+    [dim]JSON: {"model", "threads", "batch", "sequence", "audio", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
     "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}; sequence is null for
-    images[/]
+    what is no text, audio (seconds) for what is no recording[/]
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)
@@ -436,7 +444,7 @@ def bench(
         artifact.load(folder)
         compiled(folder, threads)
         with step(f"Timing {network}"):
-            value = measure(folder, threads, batch, sequence, seconds)
+            value = measure(folder, threads, batch, sequence, audio, seconds)
     return Answer(value, show.timing(value))
 
 

@@ -20,7 +20,9 @@ from intq.errors import IntqError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-EXTRAS = {"PIL": "vision", "torch": "quantize", "sklearn": "nlp"}  # which brings what is missing; default both domains
+# Which extra brings what is missing; where none is named, a domain's.
+EXTRAS = {"PIL": "vision", "torch": "quantize", "sklearn": "nlp"}
+EXTRAS |= dict.fromkeys(("soundfile", "jiwer", "sentencepiece", "yaml"), "speech")
 
 
 @contextmanager

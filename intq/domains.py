@@ -1,4 +1,4 @@
-"""What the commands know of a domain (vision, text; speech registers the same way), and how they find the right one.
+"""What the commands know of a domain (vision, text, speech), and how they find the right one.
 
 A domain is a module `intq.<name>.domain` with these names; a command sees nothing else of it:
 
@@ -13,7 +13,8 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     network(checkpoint) -> callable            the float network on the same input
     reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
                                                a Checkpoint
-    run(predict, reader, metadata, inputs, top=, **options) -> list    what the network answers to each raw input
+    run(predict, reader, metadata, inputs, top=, progress=, **options) -> list    what the network answers to each raw
+                                               input
     evaluate(predict, reader, metadata, data, limit=, batch=, progress=, **options) -> {"task", "examples", "metrics"}
 
 A module rather than a class, imported only when a command needs it: running a deployed network needs no torch.
@@ -33,7 +34,7 @@ from intq import pretrained
 from intq.errors import IntqError
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # files of weights, which a hub id never ends in
-DOMAINS = ("vision", "nlp")
+DOMAINS = ("vision", "nlp", "speech")
 
 
 def domain(name: str) -> ModuleType:
@@ -60,6 +61,8 @@ def of_checkpoint(source: str) -> ModuleType:
     State dicts and what is none of them go to the first domain, whose `load` knows or says what is wrong.
     """
     folder = Path(source)
+    if _is_nemo(folder):
+        return domain("speech")
     if not folder.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", source) and folder.suffix not in WEIGHTS:
         folder = pretrained.download(source, weights=False)
     try:
@@ -70,6 +73,12 @@ def of_checkpoint(source: str) -> ModuleType:
         if any(str(name).endswith(candidate.TASK_CLASSES) for name in classes or ()):
             return candidate
     return domain(DOMAINS[0])
+
+
+def _is_nemo(path: Path) -> bool:
+    """Whether a path is a checkpoint of NVIDIA NeMo: an archive, what one holds, or weights beside their YAML."""
+    beside = any(path.with_suffix(suffix).is_file() for suffix in (".yaml", ".yml")) and path.suffix in WEIGHTS
+    return path.suffix == ".nemo" or (path / "model_config.yaml").is_file() or beside
 
 
 def of_architecture(name: str) -> ModuleType:

@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from intq.emit_frames import EMIT as FRAMES
+from intq.emit_frames import conv1d
 from intq.emit_transformer import EMIT as TRANSFORMER
 from intq.emit_transformer import curve_of, halves, high_sums, pad_tokens
 from intq.errors import IntqError
@@ -50,7 +52,10 @@ class _Emitter:
         shape = tuple(graph.input_shape[i] for i in order)
         q = quants[graph.input]
         value = input_value or Value(graph.input, shape, q.dtype, *DTYPE_RANGE[q.dtype], q.scale, q.zero_point)
-        self.input = value
+        self.inputs = (value,)
+        if graph.reads_samples:
+            lengths = Value("lengths", value.shape[:1], "int32", 1, value.longest)
+            self.inputs = (value, lengths)
         self.graph_longest = value.longest
         self.at: dict[str, tuple[Value, tuple[int, ...]]] = {graph.input: (value, order)}
         self.made: dict[tuple, Value] = {}  # transposed and narrowed copies
@@ -67,7 +72,7 @@ class _Emitter:
                 )
             self.at[node.name] = take(self, node)
         output = self.in_order(self.graph.output, channel_last(len(self.graph.shapes()[self.graph.output])))
-        return Graph((self.input,), tuple(self.nodes), (output.name,), metadata)
+        return Graph(self.inputs, tuple(self.nodes), (output.name,), metadata)
 
     def add(self, op: str, name: str, inputs, quant: Quant, source: FloatNode, attrs=None, constants=None) -> Value:
         node = make_node(
@@ -164,6 +169,8 @@ def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None
     attrs |= {"low": low, "high": high}
     if node.op == "linear":
         constants["weight"] = np.ascontiguousarray(q)
+    elif node.op == "conv1d":
+        return conv1d(e, node, inputs, q, attrs, constants), order
     else:
         constants["weight"] = np.ascontiguousarray(q.transpose(0, 2, 3, 1))
         pad = node.parameters.get("pad", torch.zeros(x.shape[3])).double().numpy()
@@ -371,6 +378,7 @@ def _regroup(order: tuple, groups: list, before: tuple, after: tuple) -> tuple[i
 
 
 _EMIT = {
+    "conv1d": _contraction,
     "conv2d": _contraction,
     "linear": _contraction,
     "affine": _affine,
@@ -387,4 +395,5 @@ _EMIT = {
     "permute": _permute,
     "reshape": _reshape,
     **TRANSFORMER,
+    **FRAMES,
 }

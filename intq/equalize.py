@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from intq.calibrate import Limits
-from intq.floatgraph import FloatGraph, FloatNode
-from intq.plan import CONTRACTIONS
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
 
 # A channel's reach is known from the calibration data alone, and full equalization (exponent 1) clips a photo that goes
 # beyond. Signed channels are dense, so their reach is known well. Behind a ReLU a channel may be silent but for a few
@@ -63,7 +62,7 @@ def _readers(graph: FloatGraph, name: str, users) -> tuple[list[str], list[tuple
         if value == graph.output:
             return None
         for user in users[value]:
-            if user.op in CONTRACTIONS and len(shapes[value]) in (2, 4):
+            if user.op == "conv1d" or (user.op in CONTRACTIONS and len(shapes[value]) in (2, 4)):
                 readers += [(user.name, i == 1) for i, read in enumerate(user.inputs) if read == value]
             elif _keeps_channels(user, shapes[value]):
                 values.append(user.name)
@@ -128,9 +127,7 @@ def _noise(node: FloatNode, residual: bool, scale: Tensor, reach: Tensor, square
     variance = (scale * step).square() / 12  # of rounding, per channel, in the units before scaling
     if residual:
         return float(variance.sum() / square.sum().clamp_min(1e-30))
-    weight = (
-        node.parameters["weight"].double().flatten(2) if node.op == "conv2d" else node.parameters["weight"].double()
-    )
+    weight = node.parameters["weight"].double()
     weight = weight.reshape(*weight.shape[:2], -1)  # (co, ci / groups, taps)
     activations = (weight.square() * _per_weight(node, variance)).sum()
     steps = (weight * _per_weight(node, scale)).abs().amax((1, 2)) / 127

@@ -117,6 +117,35 @@ def isqrt(L, n):
     return root
 
 
+def leading(L, x):
+    """(e, x * 2**(61 - e)) with ``2**e <= x < 2**(e + 1)``: the place of the first one, and x moved so far up that this
+    is at 61. For 1 <= x < 2**62, int64, by halving the places it may be at. A dialect may have its own ``leading``.
+    """
+    if hasattr(L, "leading"):
+        return L.leading(x)
+    place = x * 0 + 61
+    for step in (32, 16, 8, 4, 2, 1):
+        high = x >= (1 << (62 - step))
+        place = L.where(high, place, place - step)
+        x = L.where(high, x, L.shift_left(x, step))
+    return place, x
+
+
+def quotient(L, n, d, bits: int):
+    """floor(n / d) exactly, 0 <= n < 2**bits, 1 <= d < 2**31, bits <= 62, by restoring division (no division
+    instruction), as :func:`reciprocal` does with a power of two. A dialect may have its own ``quotient``.
+    """
+    if hasattr(L, "quotient"):
+        return L.quotient(n, d)
+    result, rest = n * 0, n * 0
+    for place in range(bits - 1, -1, -1):
+        rest = rest + rest + L.low_bits(L.shift_right(n, place), 1)
+        fits = rest >= d
+        result = L.where(fits, result + result + 1, result + result)
+        rest = L.where(fits, rest - d, rest)
+    return result
+
+
 def reciprocal(L, d, bits: int):
     """floor(2**bits / d) exactly, 1 <= d < 2**31, bits <= 61, by restoring division (no division instruction).
 

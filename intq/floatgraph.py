@@ -1,7 +1,8 @@
 """The float graph: a network as a list of the few operations that intq knows, and its interpreter in torch.
 
 Values are named, channels come second in images (torch's layout) and last elsewhere (:func:`channel_axis`), and the
-first axis of every shape is the symbolic batch ``"n"``; a text's tokens are the symbolic axis ``"s"``. Capture writes
+first axis of every shape is the symbolic batch ``"n"``; a text's tokens are the symbolic axis ``"s"``, a recording's
+samples the axis ``"t"``, of which frames are a part (:mod:`intq.dims`). Capture writes
 the graph, :mod:`intq.simplify` rewrites it, calibration runs it, :mod:`intq.quantize` turns it into integers.
 
 Operations, ``x`` being the first input (``low``/``high``: an optional clamp of the result, default none):
@@ -9,6 +10,8 @@ Operations, ``x`` being the first input (``low``/``high``: an optional clamp of 
 ==============  ==========================  ======================================================================
 conv2d          x [, residual]              weight, bias, [pad (ci,)], [residual_scale (co,)],
                                             [channel_high (co,)]; stride, padding (t, l, b, r), dilation, groups
+conv1d          x (n, frames, c) [, resid.]  weight (co, ci / groups, k), bias, [pad], [residual_scale], [channel_high];
+                                            stride, padding (before, after), dilation, groups
 linear          x [, residual]              weight, bias; over the last axis
 affine          x                           scale (c,), shift (c,) along the channel axis
 shift           x (n, tokens, c)            table (tokens, c): x + table
@@ -18,7 +21,7 @@ mask            ids                         padding: 1 where the id is another, 
 layer_norm      x                           weight, bias; epsilon; over the last axis
 attention       q, k, v [, mask]            heads, scale: softmax(scale q k^T) v per head; (n, tokens, c), or (n, head,
                                             token, size) as captured
-mean_tokens     x (n, tokens, c), mask      the mean over the tokens that the mask keeps
+mean_tokens     x (n, tokens, c) [, mask]   the mean over the tokens that the mask keeps
 add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
 clamp           x                           low, high
 function        x                           function (name), arguments; or body: nodes computing it from ``"x"``
@@ -47,7 +50,8 @@ from torch import Tensor
 
 from intq.functions import FUNCTIONS
 
-BATCH, TOKENS = "n", "s"
+BATCH, TOKENS, SAMPLES = "n", "s", "t"
+CONTRACTIONS = frozenset({"conv1d", "conv2d", "linear"})
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class FloatGraph:
     def reads_tokens(self) -> bool:
         """Whether the input is token ids."""
         return TOKENS in self.input_shape
+
+    @property
+    def reads_samples(self) -> bool:
+        """Whether the input is recordings."""
+        return SAMPLES in self.input_shape
 
     def real(self) -> dict[str, tuple]:
         """The shapes of all values but token ids and masks: those that have a scale."""
@@ -170,11 +179,21 @@ def pad2d(x: Tensor, padding: tuple[int, int, int, int], value: Tensor | None = 
     return F.pad(x - value, (left, right, top, bottom)) + value
 
 
+def pad_frames(x: Tensor, padding: tuple[int, int], value: Tensor | None = None) -> Tensor:
+    """Frames before and after those of (n, frames, c), of zeros or of one value per channel."""
+    if value is None or not torch.any(value):
+        return F.pad(x, (0, 0, *padding))
+    return F.pad(x - value.to(x), (0, 0, *padding)) + value.to(x)
+
+
 def contraction(node: FloatNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution or linear layer of ``node`` with other weights, without its residual and clamp."""
     if node.op == "linear":
         return F.linear(x, weight, bias)
     a = node.attrs
+    if node.op == "conv1d":
+        x = pad_frames(x, a["padding"], node.parameters.get("pad")).transpose(1, 2)
+        return F.conv1d(x, weight, bias, a["stride"], 0, a["dilation"], a["groups"]).transpose(1, 2)
     x = pad2d(x, a["padding"], node.parameters.get("pad"))
     return F.conv2d(x, weight, bias, a["stride"], 0, a["dilation"], a["groups"])
 
@@ -262,12 +281,15 @@ def _attention(node: FloatNode, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | 
     return y.transpose(1, 2).reshape(shape) if len(shape) == 3 else y
 
 
-def _mean_tokens(node: FloatNode, x: Tensor, mask: Tensor) -> Tensor:
+def _mean_tokens(node: FloatNode, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is None:
+        return x.mean(1)
     weight = mask.to(x)[:, :, None]
     return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 _EVALUATE: dict[str, Callable[..., Tensor]] = {
+    "conv1d": _contract,
     "conv2d": _contract,
     "linear": _contract,
     "affine": _affine,

@@ -11,7 +11,8 @@ and frames that it alone would not have are those of silence, log(guard), or 0 o
 
 In real numbers the spectrum and the normalisation are an operator each, ``torch.ops.intq.log_mel`` and
 ``torch.ops.intq.normalize_frames``, which torch.export keeps whole; :class:`LogMel` is the module of both. In integers
-they are the operations ``log_mel``, ``frame_mask`` and ``normalize_frames`` of :mod:`intq.ops.frontend`.
+they are the operations ``log_mel`` (:mod:`intq.ops.log_mel`), whose constants :func:`log_mel_node_parts` makes, and
+``frame_mask`` and ``normalize_frames`` (:mod:`intq.ops.frames`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 
 from intq import dims
 from intq.errors import IntqError
+from intq.ops.log_mel import FFT_SIZES, GUARDS, PADDINGS, log_mel_parts
 
-SMALLEST_FFT, LARGEST_FFT = 16, 2048
 STD_EPSILON = 1e-5  # added to the deviation
 WINDOWS = {  # of t in [0, 1]
     "hann": lambda t: 0.5 - 0.5 * np.cos(2 * np.pi * t),
@@ -71,14 +72,10 @@ class FrontEnd:
     magnitude_power: float = 2.0
 
     def __post_init__(self) -> None:
-        highest, power_of_two = self.sample_rate / 2, self.fft > 0 and self.fft & (self.fft - 1) == 0
+        highest = self.sample_rate / 2
         for name, holds, expected in [
             ("sample_rate", self.sample_rate > 0, "a positive number of samples a second"),
-            (
-                "fft",
-                power_of_two and SMALLEST_FFT <= self.fft <= LARGEST_FFT,
-                f"a power of two from {SMALLEST_FFT} to {LARGEST_FFT}",
-            ),
+            ("fft", self.fft in FFT_SIZES, f"one of {', '.join(map(str, FFT_SIZES))}"),
             ("window", 1 < self.window <= self.fft, f"2 to fft = {self.fft} samples"),
             ("hop", self.hop > 0, "a positive number of samples"),
             ("bands", self.bands > 0, "a positive number"),
@@ -91,9 +88,9 @@ class FrontEnd:
             ("window_kind", self.window_kind in WINDOWS, f"one of {', '.join(WINDOWS)}"),
             ("preemphasis", 0 <= self.preemphasis <= 1, "a number from 0 to 1"),
             ("guard", self.guard > 0, "a positive power"),
-            ("guard_kind", self.guard_kind in ("add", "clamp"), "add or clamp"),
+            ("guard_kind", self.guard_kind in GUARDS, " or ".join(GUARDS)),
             ("normalize", self.normalize in ("per_feature", "none"), "per_feature or none"),
-            ("padding", self.padding in ("constant", "reflect"), "constant or reflect"),
+            ("padding", self.padding in PADDINGS, " or ".join(PADDINGS)),
             ("mel_norm", self.mel_norm in ("slaney", None), "slaney or None"),
             ("mel_scale", self.mel_scale in ("slaney", "htk"), "slaney or htk"),
             ("magnitude_power", self.magnitude_power == 2, "2, the power spectrum"),
@@ -180,6 +177,25 @@ def _from_htk(mel):
     return 700 * (10 ** (mel / 2595) - 1)
 
 
+def log_mel_node_parts(front: FrontEnd, scale: float = 2.0**-10) -> tuple[dict, dict, float]:
+    """(attributes, constants, scale) of the ``log_mel`` node: int16 samples and lengths -> int16 (n, frames, bands).
+
+    With the usual scale the result reaches from -32 to 32. Raises IntqError for a guard too small for the integers.
+    """
+    attrs, constants = log_mel_parts(
+        window_of(front),
+        mel_filters(front),
+        front.preemphasis,
+        front.guard,
+        scale,
+        hop=front.hop,
+        padding=front.padding,
+        extra_frame=front.extra_frame,
+        guard_kind=front.guard_kind,
+    )
+    return attrs, constants, scale
+
+
 # ---- in real numbers -------------------------------------------------------------------------------------------
 
 
@@ -200,8 +216,7 @@ def log_mel(samples: Tensor, settings: str, lengths: Tensor | None = None) -> Te
     p = torch.cat([samples[:, :1], samples[:, 1:] - front.preemphasis * samples[:, :-1]], 1)
     place = torch.arange(-half, samples.shape[1] + half, device=samples.device).expand(len(samples), -1)
     if front.padding == "reflect":
-        place = torch.where(place < 0, -place, place)
-        place = torch.where(place >= ends, 2 * (ends - 1) - place, place)
+        place = torch.where(place < 0, -place, torch.where(place >= ends, 2 * (ends - 1) - place, place))
     inside = (place >= 0) & (place < ends)
     padded = torch.where(inside, p.gather(1, torch.where(inside, place, 0)), 0)
     spectrum = torch.fft.rfft(padded.unfold(1, front.fft, front.hop)[:, :count] * window)
@@ -253,6 +268,10 @@ class LogMel(nn.Module):
         super().__init__()
         self.front = front
         self.settings = front.to_json()
+
+    def frames(self, samples):
+        """How many frames so many samples make, a number or a tensor of them."""
+        return (samples + self.front.hop * self.front.extra_frame) // self.front.hop
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = torch.ops.intq.log_mel(samples, self.settings, lengths)

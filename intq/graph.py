@@ -41,6 +41,13 @@ CONSTANT_DTYPES = {
     "position_multiplier": ("int32",),
     "segment": ("int16",),
     "segment_multiplier": ("int32",),
+    "window": ("int32",),
+    "turn": ("int32",),
+    "band_first": ("int32",),
+    "band_count": ("int32",),
+    "band_weight": ("int16",),
+    "guard": ("int64",),
+    "deviation_epsilon": ("int64",),
 }
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from intq.curves import TOP
-from intq.floatgraph import FloatGraph, FloatNode, contraction, evaluate, limited, scaled_residual
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, contraction, evaluate, limited, scaled_residual
 from intq.value import DTYPE_RANGE
 
 MOVES = frozenset({"concat", "max_pool2d", "reshape", "permute", "slice", "pad"})  # these keep their inputs' scale
-CONTRACTIONS = frozenset({"conv2d", "linear"})
 
 
 ARGUMENT = "curve argument"  # the dtype, so to speak, of what a linear layer hands to the curve at its end
@@ -120,7 +119,7 @@ class Plan:
 
     def read(self, node: FloatNode, inputs: list[Tensor]) -> list[Tensor]:
         """The inputs as the node reads them: in 8 bits, a residual and the operands of a sum excepted."""
-        takes_eight = {"conv2d": 1, "linear": 1, "mul": 2, "function": 1}.get(node.op, 0)
+        takes_eight = {**dict.fromkeys(CONTRACTIONS, 1), "mul": 2, "function": 1}.get(node.op, 0)
         wide = node.name in self.wide_readers
         return [
             self.narrow[name].round(x) if i < takes_eight and name in self.narrow and not wide else x

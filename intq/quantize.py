@@ -15,10 +15,11 @@ from intq.capture import capture
 from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
-from intq.floatgraph import FloatGraph, FloatNode, evaluate
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
+from intq.frames import recordings, samples_value, spread_recordings
 from intq.graph import Graph
 from intq.migrate import migrate
-from intq.plan import CONTRACTIONS, MOVES, Plan, Quant, Weights
+from intq.plan import MOVES, Plan, Quant, Weights
 from intq.rounding import ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
 from intq.tokens import sentences, spread_tokens, tokens_value
@@ -30,6 +31,7 @@ CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
 NOISE_BATCHES = 2  # of the walk's, by which the layers' noise is measured
 WALK_TOKENS = 4096  # tokens of the same
+WALK_RECORDED = 2**21  # samples of recordings of the same: two minutes at 16 kHz
 WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
 INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
 INT16_HEADROOM = 1.5
@@ -85,8 +87,10 @@ def quantize(
     ``calibration``: batches of the model's input, labels not needed. Either uint8 pixels (n, h, w, c): the model's
     input is then ``(pixel / 255 - mean) / std`` (per channel; default 0 and 1), which becomes part of the first
     convolution, and the integer network takes the pixels. Or float tensors (n, ...) as the model takes them: the
-    integer network's input is then uint8 with the scale and zero point of its declared value, channel last. Or integers
-    (n, tokens): token ids, padded as the model wants it; the integer network takes ids of any number of tokens.
+    integer network's input is then uint8 with the scale and zero point of its declared value, channel last. Or int16
+    (n, samples): recordings of one length in a batch, which the model takes in [-1, 1); the integer network takes
+    recordings of any length, padded, and their lengths. Or other integers (n, tokens): token ids, padded as the model
+    wants it; the integer network takes ids of any number of tokens.
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
     LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
@@ -122,6 +126,8 @@ def quantize(
         graph = simplify(graph)
         if graph.reads_tokens:
             value, batches = tokens_value(graph), sentences(graph, batches)
+        if graph.reads_samples:
+            value, batches = samples_value(graph), recordings(batches)
         if functions == "ibert":
             graph = with_ibert_functions(graph)
         report("capture", 1, 1)
@@ -143,6 +149,8 @@ def _batches(calibration: Iterable) -> tuple[list[Tensor], bool]:
     batches = [b for b in batches if b.ndim > 0 and len(b) > 0]
     if not batches:
         raise IntqError("no calibration data: quantization needs samples of the input (no labels); a few dozen will do")
+    if all(b.dtype == torch.int16 and b.ndim == 2 for b in batches):
+        return batches, False
     if all(not b.is_floating_point() and b.ndim == 2 for b in batches):
         return [b.long() for b in batches], False
     if len({(b.shape[1:], b.dtype) for b in batches}) > 1:
@@ -183,6 +191,8 @@ def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
     """Samples from all over the data, as many as the walk keeps in memory."""
     if graph.reads_tokens:
         return spread_tokens(batches, WALK_TOKENS)
+    if graph.reads_samples:
+        return spread_recordings(batches, WALK_RECORDED)
     largest = max(math.prod(shape[1:]) for shape in graph.shapes().values())
     wanted = max(1, min(WALK_SAMPLES, WALK_FLOATS // largest))
     whole = torch.cat(batches)

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from intq.floatgraph import FloatGraph, FloatNode
 
-CONTRACTIONS = {"conv2d", "linear"}
-
 
 class Rewriter:
     """A pass in progress: the nodes so far, by name and in order, and the values that others now stand for."""

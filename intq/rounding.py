@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intq.floatgraph import FloatNode, contraction, pad2d, scaled_residual
+from intq.floatgraph import FloatNode, contraction, pad2d, pad_frames, scaled_residual
+from intq.ops.contract import windows
 from intq.plan import Weights
 
 LIMIT = 127
@@ -63,7 +64,7 @@ def second_moments(node: FloatNode, inputs: Inputs, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     products, sums, count, gathered = 0.0, 0.0, 0, []
     for i, (x, *_) in enumerate(inputs):
-        positions = x[..., 0].numel() if node.op == "linear" else len(x) * node.shape[2] * node.shape[3]
+        positions = _positions(node, x)
         gathered.append(rows_at(node, x, torch.randperm(positions, generator=generator)[:wanted]))
         if i + 1 < len(inputs) and sum(map(len, gathered)) < TOGETHER:
             continue
@@ -75,17 +76,34 @@ def second_moments(node: FloatNode, inputs: Inputs, seed: int) -> Tensor:
     return products - sums[:, :, None] * sums[:, None] / count
 
 
+def _positions(node: FloatNode, x: Tensor) -> int:
+    """Outputs of a layer for its input ``x``, each a row of its product."""
+    if node.op == "linear":
+        return x[..., 0].numel()
+    if node.op == "conv1d":
+        a = node.attrs
+        places = windows(x.shape[1], node.parameters["weight"].shape[2], a["stride"], a["padding"], a["dilation"])
+        return len(x) * places
+    return len(x) * node.shape[2] * node.shape[3]
+
+
 def rows_at(node: FloatNode, x: Tensor, at: Tensor) -> Tensor:
     """(p, g, k): what the output positions ``at`` (flat indices over batch, height, width) read of the input."""
     if node.op == "linear":
         return x.flatten(0, -2)[at][:, None]
-    a, (kh, kw) = node.attrs, node.parameters["weight"].shape[2:]
+    a = node.attrs
+    if node.op == "conv1d":
+        x = pad_frames(x, a["padding"], node.parameters.get("pad"))
+        reach = a["dilation"] * (node.parameters["weight"].shape[2] - 1) + 1
+        places = x.unfold(1, reach, a["stride"])[..., :: a["dilation"]]  # (n, places, c, k), a view
+        return places[at // places.shape[1], at % places.shape[1]].reshape(len(at), a["groups"], -1)
+    kh, kw = node.parameters["weight"].shape[2:]
     (sh, sw), (dh, dw) = a["stride"], a["dilation"]
     x = pad2d(x, a["padding"], node.parameters.get("pad"))
-    windows = x.unfold(2, dh * (kh - 1) + 1, sh).unfold(3, dw * (kw - 1) + 1, sw)[..., ::dh, ::dw]
-    windows = windows.permute(0, 2, 3, 1, 4, 5)  # (n, oh, ow, c, kh, kw), a view
-    oh, ow = windows.shape[1:3]
-    return windows[at // (oh * ow), at // ow % oh, at % ow].reshape(len(at), a["groups"], -1)
+    views = x.unfold(2, dh * (kh - 1) + 1, sh).unfold(3, dw * (kw - 1) + 1, sw)[..., ::dh, ::dw]
+    views = views.permute(0, 2, 3, 1, 4, 5)  # (n, oh, ow, c, kh, kw), a view
+    oh, ow = views.shape[1:3]
+    return views[at // (oh * ow), at // ow % oh, at % ow].reshape(len(at), a["groups"], -1)
 
 
 def compensate(real: Tensor, h: Tensor) -> Tensor:

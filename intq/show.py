@@ -15,6 +15,8 @@ def answers(rows: list[dict[str, Any]]) -> tuple:
     """`intq run`: what the network says to each input; of long ones both ends."""
     if "embedding" in rows[0]:
         return (_similarities(rows),)
+    if "real_time_factor" in rows[0]:
+        return tuple(line for row in rows for line in _heard(row))
     if "words" in rows[0]:
         return tuple(_words(row["words"]) for row in rows)
     table = Table(
@@ -29,6 +31,18 @@ def answers(rows: list[dict[str, Any]]) -> tuple:
         for rank, (name, score) in enumerate(said):
             table.add_row("" if rank else _input(item), escape(name), str(score), style="dim" if rank else None)
     return (table,)
+
+
+def _heard(row: dict[str, Any]) -> tuple:
+    """A recording: what it says, and how long that took."""
+    factor, notes = row["real_time_factor"], "".join(f"; {notice}" for notice in row["notices"])
+    lines = [f"[dim]{escape(row['input'])}: {row['seconds']:.1f} s, real-time factor {factor:.4f}{escape(notes)}[/]"]
+    if "text" in row:
+        return (*lines, escape(row["text"]) or "[dim](nothing heard)[/]")
+    if "top" in row:
+        return (*lines, *(f"{escape(each['label'])} [dim]{each['score']}[/]" for each in row["top"]))
+    spans = (f"{part['start']:8.2f} s to {part['end']:.2f} s  [b]{escape(part['label'])}[/]" for part in row["parts"])
+    return (*lines, *spans)
 
 
 def _real(item: dict[str, Any]) -> tuple[str, int]:

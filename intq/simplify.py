@@ -13,11 +13,12 @@ from dataclasses import replace
 import torch
 
 from intq.affines import affine_of_concat, concat_of_affines, fold_affine_backward, fold_affine_forward
-from intq.floatgraph import FloatGraph, FloatNode
-from intq.rewriter import CONTRACTIONS, Rewriter, clamps, renamed, without_unused
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
+from intq.frames import channels_last
+from intq.rewriter import Rewriter, clamps, renamed, without_unused
 from intq.transformer import first_token_early, merge_embeddings, merge_heads
 
-_FUSES_CLAMP = {"conv2d", "linear", "add", "mul", "affine", "avg_pool2d", "mean", "clamp"}
+_FUSES_CLAMP = {*CONTRACTIONS, "add", "mul", "affine", "avg_pool2d", "mean", "clamp"}
 
 
 def simplify(graph: FloatGraph) -> FloatGraph:
@@ -25,6 +26,7 @@ def simplify(graph: FloatGraph) -> FloatGraph:
     passes: tuple[Callable[[FloatGraph], FloatGraph], ...] = (
         _drop_last_softmax,
         _drop_expansions,
+        channels_last,
         _merge_reshapes,
         merge_embeddings,
         merge_heads,

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from intq import dims
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph
-from intq.probes import Arrays, padded, padding_of, probes
+from intq.probes import Arrays, padded, padding_of, probes, reads_recordings
 from intq.value import check_inputs
 
 COMPILED_RUNS = 4  # of every batch: threads that disturb each other do not do so every time
@@ -71,7 +72,7 @@ def verify(
         network, audit = _audited(graph, network)
         backends += [("cpu", _outputs_of(network, graph))] * COMPILED_RUNS
     batches = [*probes(graph, seed), *_examples(graph, examples)]
-    rounds = PADDED_BATCHES if padding_of(graph) is not None else 0
+    rounds = PADDED_BATCHES if padding_of(graph) is not None or reads_recordings(graph) else 0
     comparisons: list[Comparison] = []
     for done, (name, inputs) in enumerate(batches, 1):
         comparisons += _compare(graph, backends, name, inputs)
@@ -201,9 +202,10 @@ def _alone_and_padded(graph: Graph, values, rng: np.random.Generator) -> Iterato
     arrays, lengths = padded(graph, PADDED_TEXTS, rng)
     together = values(tuple(arrays))
     for i, length in enumerate(lengths):
-        alone = values(tuple(array[i : i + 1, :length] for array in arrays))
+        alone = values(tuple(a[i : i + 1, :length] if a.ndim > 1 else a[i : i + 1] for a in arrays))
         for name in graph.outputs:
             expected = together[name][i : i + 1]
-            if any(isinstance(d, str) for d in graph.values[name].shape[1:2]):  # a result for every token
-                expected = expected[:, :length]
-            yield _compared("alone_equals_padded", name, f"{length} tokens alone", expected, alone[name])
+            per_token = graph.values[name].shape[1:2]
+            if per_token and isinstance(per_token[0], str):  # a result for every token, or every frame
+                expected = expected[:, : dims.size(per_token[0], {dims.parts(per_token[0])[0]: length})]
+            yield _compared("alone_equals_padded", name, f"{length} alone", expected, alone[name])

@@ -10,8 +10,8 @@ import torch
 from intq.calibrate import Histogram
 from intq.curves import MAX_LIFT, TOP
 from intq.errors import IntqError
-from intq.floatgraph import FloatGraph, FloatNode, evaluate
-from intq.plan import ARGUMENT, CONTRACTIONS, Quant
+from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
+from intq.plan import ARGUMENT, Quant
 
 CURVE_HEADROOM = 1.25  # of a curve's interval over what calibration saw
 FLAT = 0.05  # output steps by which a curve may miss what lies outside its interval

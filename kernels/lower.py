@@ -15,10 +15,11 @@ from intq.kernels import pack
 from intq.kernels.cpu import heads, move, pool
 from intq.kernels.cpu.attention import attention
 from intq.kernels.cpu.constants import Channelwise, Uniform
-from intq.kernels.cpu.contract import contraction
+from intq.kernels.cpu.contract import contraction, convolve_frames
 from intq.kernels.cpu.depthwise import avg_pool, depthwise, sums_by_product
 from intq.kernels.cpu.embedding import embedding
 from intq.kernels.cpu.epilogue import Epilogue, curve_in_words
+from intq.kernels.cpu.frames import depthwise_frames
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.layernorm import layernorm
 from intq.kernels.cpu.plan import Plan, of_node
@@ -27,6 +28,7 @@ from intq.kernels.cpu.tokens import mean_tokens
 from intq.kernels.library import Library, description, kernel_key, structure
 from intq.kernels.targets import choose
 from intq.ops import OPS
+from intq.ops.contract import masked
 from intq.value import Value
 
 Tensor = tuple[tuple, str]  # (shape, dtype)
@@ -101,6 +103,8 @@ def _tensor(value: Value) -> Tensor:
 
 def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     plan = of_node(isa, node, inputs[0])
+    if not plan.source[0]:
+        return _over_frames(plan, node, inputs, arrays, isa)
     residual = inputs[1].dtype if len(inputs) > 1 else None
     rescale = pack.rescale_of(node, inputs)
     finish = Epilogue(
@@ -115,6 +119,17 @@ def _contraction(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
     write = depthwise if plan.mode == "depthwise" else contraction
     return write("kernel", plan, finish, shapes)
+
+
+def _over_frames(plan: Plan, node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    """A convolution over frames of any number."""
+    residual = inputs[1].dtype if "residual_multiplier" in node.constants else None
+    rescale = pack.rescale_of(node, inputs)
+    layout = Channelwise(rescale.fields, rescale.base)
+    finish = Epilogue(OPS[node.op].body, node.attrs, node.output.dtype, residual, rescale.lift, layout)
+    shapes = {"x": inputs[0].shape, "out": node.output.shape, "weight": arrays[0].shape, "constants": arrays[1].shape}
+    write = depthwise_frames if plan.mode == "depthwise" else convolve_frames
+    return write("kernel", plan, finish, shapes, masked(inputs, node.constants))
 
 
 def _pointwise(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
@@ -170,6 +185,7 @@ def _attention(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
 
 
 _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
+    "conv1d": _contraction,
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,

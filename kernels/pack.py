@@ -40,10 +40,12 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     """What a node's kernel takes after its inputs, in order."""
     constants, out = node.constants, []
     if "weight" in constants:
-        plan = of_node(isa, node, inputs[0])
+        plan, weight = of_node(isa, node, inputs[0]), constants["weight"]
+        if node.op == "conv1d":
+            weight = weight[:, :, None]  # (co, k, 1, ci): frames are the rows of an image that is one pixel wide
         pack_weights = depthwise_weights if plan.mode == "depthwise" else weights
         packed = epilogue(rescale_of(node, inputs), output_blocks(plan), constants.get("lift"))
-        out = [pack_weights(plan, constants["weight"]), packed]
+        out = [pack_weights(plan, weight), packed]
     elif "table" in constants:
         out = [constants["table"]]
     elif node.op == "attention":
@@ -56,7 +58,9 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out.append(constants["curve"].ravel())
     if "epsilon" in constants:
         out.append(constants["epsilon"].reshape(1))
-    if node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
+    if "weight" in constants and not plan.source[0]:
+        out.append(constants["pad_value"])
+    elif node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
         lowest = DTYPE_RANGE[node.output.dtype][0]
         channels = inputs[0].channels
         out.append(constants.get("pad_value", np.full(channels, lowest)).astype(inputs[0].dtype))

@@ -10,9 +10,10 @@ import numpy as np
 
 from intq.errors import IntqError
 from intq.nlp.data import Text
-from intq.nlp.evaluate import Predict, scores
+from intq.nlp.evaluate import Predict, Progress, scores
 from intq.nlp.metrics import cosines
 from intq.nlp.tokens import Reader, Word
+from intq.ranking import best
 
 BATCH = 16
 ALONE = {  # heads that take no pair, and what they do instead
@@ -29,6 +30,7 @@ def run(
     *,
     top: int,
     pair: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """What the network says to each text: {"input", "pair" if it is one} and
 
@@ -56,7 +58,7 @@ def run(
         ids, words = reader.words(texts, where)
     else:
         ids = reader.ids(texts, where)
-    found = scores(predict, ids, reader.padding, BATCH)
+    found = scores(predict, ids, reader.padding, BATCH, progress)
     return [
         text | _answer(row, own, found[0] if i else None, metadata, top)
         for i, (text, row, own) in enumerate(zip(said, found, words, strict=True))
@@ -67,24 +69,18 @@ def _answer(
     row: np.ndarray, words: Sequence[Word], first: np.ndarray | None, metadata: Mapping[str, Any], top: int
 ) -> dict[str, Any]:
     if metadata["head"] == "classification":
-        return {"top": answer(row, metadata, top)}
+        return {"top": best(row, metadata["labels"], top)}
     if metadata["head"] == "regression":
         return {"score": int(row.item()), "value": row.item() * metadata["scale"]}
     if metadata["head"] == "tokens":
-        best = [answer(row[word.token], metadata, 1)[0] for word in words]
+        answers = [best(row[word.token], metadata["labels"], 1)[0] for word in words]
         return {
             "words": [
                 {"word": word.text, "label": own["label"], "score": own["score"]}
-                for word, own in zip(words, best, strict=True)
+                for word, own in zip(words, answers, strict=True)
             ]
         }
     return {"embedding": row.tolist()} | ({"similarity": float(cosines(first, row))} if first is not None else {})
-
-
-def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
-    """The `top` best classes of one row of integer scores; of equal scores the lower class comes first."""
-    best = np.argsort(-scores.astype(np.int64), kind="stable")[:top]
-    return [{"label": metadata["labels"][i], "index": int(i), "score": int(scores[i])} for i in best]
 
 
 def _texts(inputs: Iterable[str]) -> Iterable[list[str]]:

@@ -155,9 +155,10 @@ def run(
     *,
     top: int,
     pair: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """What the network says to each text, or each text with its second one in `pair`: :mod:`intq.nlp.answers`."""
-    return answers.run(predict, reader, metadata, inputs, top=top, pair=pair)
+    return answers.run(predict, reader, metadata, inputs, top=top, pair=pair, progress=progress)
 
 
 # ---- eval --------------------------------------------------------------------------------------------------------

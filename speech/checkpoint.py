@@ -13,6 +13,7 @@ from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import fill
 from intq.speech import assets, nemo, sections
+from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
@@ -43,6 +44,10 @@ class Checkpoint:
     def sample_rate(self) -> int:
         """In Hz."""
         return self.front.sample_rate
+
+    def spelling(self) -> Labels:
+        """What a CTC network's labels spell."""
+        return sentencepiece(self.tokenizer) if self.tokenizer else characters(self.labels)
 
 
 def load(source: str | Path) -> Checkpoint:

@@ -3,9 +3,9 @@
     train/ dev/ test/   SPLIT/speaker/chapter/speaker-chapter-number.flac and speaker-chapter.trans.txt, 16 kHz
     SPEAKERS.TXT        id | split | voice
 
-The phrases are of Jane Austen's novels (:mod:`intq.speech.phrases`), the speakers synthetic (:mod:`intq.speech.voices`);
-333 recorded prompts of one person join the training speech. No phrase and no speaker is in two splits, and of
-espeak-ng no variant is: what is measured on test are voices and sentences that training never had.
+The phrases are of Jane Austen's novels (:mod:`intq.speech.phrases`), the speakers synthetic
+(:mod:`intq.speech.voices`); the recorded prompts of one person join the training speech. No phrase and no speaker is in
+two splits, and of espeak-ng no variant is: what is measured on test are voices and sentences that training never had.
 
 The plan follows from the hours and the seed alone; the sound also from the synthesizers' versions.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intq.errors import IntqError
 from intq.speech.assets import asset
 from intq.speech.phrases import phrases, prompts
 from intq.speech.voices import ACCENTS, FLITE, VARIANTS, Voice, check_engines, espeak, g722, speak
@@ -29,7 +30,8 @@ SECONDS = 3.0  # of a phrase, about
 SHARES = {"train": 1.0, "dev": 0.05, "test": 0.1}  # hours, of those asked for
 HELD_VARIANTS = {"dev": 5, "test": 10}  # of espeak-ng's, one accent each
 ACCENTS_EACH = 2  # of each other variant
-HELD_FLITE = {"dev": "rms", "test": "slt"}
+HELD_FLITE = {"dev": (), "test": ("slt",)}
+TALKATIVE = 4  # a voice of flite's, made of recordings, says in training so many times as much as one of espeak-ng's
 RECORDED = "recorded Allison Smith"
 
 
@@ -91,18 +93,26 @@ def recorded() -> list[Line]:
 def plan(hours: float, seed: int, texts: Sequence[str], prompts: Sequence[Line]) -> list[Speaker]:
     """Who says what: the phrases in a random order, the first to test, the next to dev, and so many to each speaker.
 
-    Where training asks for more phrases than are left, they begin anew, with other speakers.
+    Where training asks for more phrases than are left, they begin anew, with other speakers. Raises IntqError when
+    half of all phrases would be held back.
     """
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(texts))
     voices = _voices(generator)
+    held = (SHARES["test"] + SHARES["dev"]) * hours * 3600 / SECONDS
+    if held > len(texts) / 2:
+        raise IntqError(
+            f"{hours:g} hours need {held:.0f} phrases that training never sees, and there are {len(texts)} in all: "
+            "ask for fewer hours"
+        )
     speakers, first = [], 0
     for number, split in enumerate(("test", "dev", "train"), start=1):
-        count = max(round(hours * SHARES[split] * 3600 / SECONDS), len(voices[split]))
+        count = max(round(hours * SHARES[split] * 3600 / SECONDS), 2 * len(voices[split]))
         rest = order[first:]
         said = rest[np.arange(count) % len(rest)] if split == "train" else rest[:count]
         first += count
-        groups = np.array_split(said, len(voices[split]))
+        weights = [TALKATIVE if split == "train" and voice.engine == "flite" else 1 for voice in voices[split]]
+        groups = np.split(said, (np.cumsum(weights) * count // sum(weights))[:-1])
         for index, (voice, group) in enumerate(zip(voices[split], groups, strict=True)):
             lines = tuple(Line(texts[i], voice) for i in group)
             speakers.append(Speaker(1000 * number + index, split, str(voice), lines))
@@ -118,13 +128,13 @@ def _voices(generator: np.random.Generator) -> dict[str, list[Voice]]:
     for split, count in HELD_VARIANTS.items():
         held, variants = variants[:count], variants[count:]
         found[split] = [espeak(ACCENTS[i % len(ACCENTS)], variant, generator) for i, variant in enumerate(held)]
-        found[split].append(Voice("flite", HELD_FLITE[split]))
+        found[split] += [Voice("flite", name) for name in HELD_FLITE[split]]
     found["train"] = [
         espeak(ACCENTS[int(i)], variant, generator)
         for variant in variants
         for i in generator.permutation(len(ACCENTS))[:ACCENTS_EACH]
     ]
-    held = set(HELD_FLITE.values())
+    held = {name for names in HELD_FLITE.values() for name in names}
     found["train"] += [Voice("flite", name) for name in FLITE if name not in held]
     return found
 

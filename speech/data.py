@@ -25,6 +25,7 @@ from intq.speech.labels import Labels, normalized
 PATHS = ("audio_filepath", "file_name", "path", "audio", "file", "wav", "filename")
 TEXTS = ("text", "transcript", "transcription", "sentence")
 MANIFESTS = ("metadata.jsonl", "metadata.csv", "manifest.jsonl", "manifest.json", "manifest.csv")
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 SUBSETS = (
     *("dev-clean", "dev-other", "test-clean", "test-other"),
     *("train-clean-100", "train-clean-360", "train-other-500"),
@@ -61,6 +62,17 @@ def utterances(data: str | Path) -> list[Utterance]:
     return librispeech(place)
 
 
+def recordings(data: str | Path) -> list[Utterance]:
+    """The same for what needs no transcripts: also a folder of recordings, in whatever folders below it."""
+    place = Path(data).expanduser()
+    if not place.is_dir() or any((place / name).is_file() for name in MANIFESTS):
+        return utterances(place)
+    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
+    if not found:
+        raise IntqError(f"{place} holds no recordings ({', '.join(AUDIO)})")
+    return _measured([Utterance(path, 0.0, 0.0, "", str(path)) for path in found])
+
+
 def sample(given: Sequence[Utterance], count: int, seed: int = 0) -> list[Utterance]:
     """`count` of the utterances at random (all when there are fewer), in their order."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(given))[:count])
@@ -90,8 +102,8 @@ def unspellable(given: Sequence[Utterance], labels: Labels) -> tuple[str, ...]:
 def librispeech(folder: Path) -> list[Utterance]:
     """All utterances in or below a folder of LibriSpeech (Panayotov et al., 2015), in the order of their names.
 
-        SPLIT/speaker/chapter/speaker-chapter.trans.txt     lines "speaker-chapter-number THE TRANSCRIPT"
-        SPLIT/speaker/chapter/speaker-chapter-number.flac
+    SPLIT/speaker/chapter/speaker-chapter.trans.txt     lines "speaker-chapter-number THE TRANSCRIPT"
+    SPLIT/speaker/chapter/speaker-chapter-number.flac
     """
     found = [
         Utterance(path, 0.0, 0.0, text, where)

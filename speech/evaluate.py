@@ -1,4 +1,4 @@
-"""What a speech network makes of recordings with transcripts, integer or float by the same path, and how right it is."""
+"""What a speech network hears in recordings, integer or float by the same path, and how right it is."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Frames = Callable[[int], int]  # samples -> frames of the answer that are theirs
 Progress = Callable[[int, int], None]
 
 
-def transcribe(
-    predict: Predict, frames: Frames, decode: Decode, pieces: Sequence[np.ndarray]
-) -> list[str]:
-    """The transcript of each recording, int16 samples (t,), run as one batch padded with zeros.
+def answered(predict: Predict, frames: Frames, pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The scores of each recording, int16 samples (t,), run as one batch padded with zeros.
 
-    A row's padding is none of its answer: only the frames that are its own are decoded.
+    A row's padding is none of its answer: of scores (frames, labels) only those that are its own are given.
     """
     lengths = np.array([len(piece) for piece in pieces], np.int32)
     samples = np.zeros((len(pieces), lengths.max()), np.int16)
     for row, piece in zip(samples, pieces, strict=True):
         row[: len(piece)] = piece
     scores = np.asarray(predict(samples, lengths))
-    return [decode(row[: frames(int(length))]) for row, length in zip(scores, lengths, strict=True)]
+    if scores.ndim == 2:  # one answer for all of a recording
+        return list(scores)
+    return [row[: frames(int(length))] for row, length in zip(scores, lengths, strict=True)]
 
 
 def evaluate(
@@ -70,7 +70,7 @@ def evaluate(
                 yield index, piece
 
     for group in _groups(pieces(), batch):
-        texts = transcribe(predict, frames, decode, [piece for _, piece in group])
+        texts = map(decode, answered(predict, frames, [piece for _, piece in group]))
         for (index, piece), text in zip(group, texts, strict=True):
             done += not found[index]
             found[index].append(text)
@@ -88,9 +88,7 @@ def evaluate(
     }
 
 
-def _pieces(
-    each: Utterance, rate: int, longest: int, shortest: int, changed: dict[str, int]
-) -> Iterator[np.ndarray]:
+def _pieces(each: Utterance, rate: int, longest: int, shortest: int, changed: dict[str, int]) -> Iterator[np.ndarray]:
     """An utterance's samples, cut when they are more than `longest`; counts in `changed` what was done to it."""
     for what in audio.changes(each.path, rate):
         changed[what] = changed.get(what, 0) + 1

@@ -212,7 +212,17 @@ def test_narrower_inputs_never_widen_the_bounds_and_still_contain_the_results(na
 
 # ---- rows, tokens, attention: with any constants -----------------------------------------------------------------
 
-TEXT_OPS = ("curve", "differs", "embedding", "layernorm", "mean_tokens", "attention", "linear")
+TEXT_OPS = (
+    "curve",
+    "differs",
+    "embedding",
+    "layernorm",
+    "mean_tokens",
+    "attention",
+    "linear",
+    "normalize_frames",
+    "frame_mask",
+)
 
 
 def drawn(name: str, rng: np.random.Generator, wild: bool) -> tuple[tuple[Value, ...], dict]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from intq import artifact
+from intq import artifact, ranking
 from intq.backends import reference
 from intq.cli import app
 from intq.vision import domain
@@ -103,7 +103,7 @@ def test_run_prints_the_references_integer_scores(net, photos):
     assert [row["input"] for row in rows] == [str(file) for file in files]
     for row, file in zip(rows, files, strict=True):
         (scores,) = reference.run(graph, preprocess.pixels(file)[None])
-        assert row["top"] == domain.answer(scores[0], graph.metadata, 3)
+        assert row["top"] == ranking.best(scores[0], graph.metadata["labels"], 3)
         assert [best["score"] for best in row["top"]] == sorted(scores[0].tolist(), reverse=True)[:3]
 
 

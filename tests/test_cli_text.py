@@ -19,8 +19,8 @@ from intq import artifact, networks
 from intq.backends import reference
 from intq.cli import app
 from intq.nlp import domain
-from intq.nlp.answers import answer as best
 from intq.nlp.tasks import TASKS
+from intq.ranking import best
 
 SENTIMENT = {"num_labels": 2, "id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
 
@@ -84,7 +84,7 @@ def test_compiled_kernels_answer_as_the_reference_alone_and_in_a_batch(net, tmp_
     graph = artifact.load(net)
     for text, row in zip(texts, rows, strict=True):
         (scores,) = reference.run(graph, ids_of(net, text)[0][None])
-        assert row == {"input": text, "top": best(scores[0], graph.metadata, 5)}
+        assert row == {"input": text, "top": best(scores[0], graph.metadata["labels"], 5)}
     assert answer("run", copy, texts[1]) == rows[1:2]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from texts import A, B, metadata, stand_in, tiny_reader, write, write_glue
 
+from intq import ranking
 from intq.errors import IntqError
 from intq.nlp import answers, domain
 from intq.nlp.data import held_out
@@ -181,7 +182,7 @@ def test_classes_best_first_with_integer_scores():
         best = np.argsort(-own, kind="stable")[:2]
         assert row["input"] == text and [(b["index"], b["score"]) for b in row["top"]] == [(i, own[i]) for i in best]
         assert all(isinstance(b["score"], int) for b in row["top"])
-    tied = answers.answer(np.array([5, 7, 7], np.int32), HEADS["classification"][1], 2)
+    tied = ranking.best(np.array([5, 7, 7], np.int32), HEADS["classification"][1]["labels"], 2)
     assert [b["label"] for b in tied] == ["fine", "glad"]
 
 

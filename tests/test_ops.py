@@ -113,7 +113,7 @@ def test_results_do_not_depend_on_the_batch(name, sample):
 def test_inputs_that_reach_the_accumulators_bounds(name, sample):
     """For every output channel, x at its highest under positive weights and its lowest elsewhere, and the opposite."""
     node = node_of(name, sample)
-    if OPS[name].loop not in ("conv2d", "linear"):
+    if OPS[name].loop not in ("conv1d", "conv2d", "linear"):
         return
     x, *further = sample.inputs
     weight = node.constants["weight"]
@@ -122,10 +122,10 @@ def test_inputs_that_reach_the_accumulators_bounds(name, sample):
         shape = bind_shape(x.shape, {"n": len(rows), "s": TOKENS})
         arrays = [np.broadcast_to(rows.reshape(len(rows), *[1] * (len(shape) - 2), -1), shape)]
     else:
-        kh, kw = weight.shape[1:3]
-        signs = np.concatenate([weight > 0, weight < 0])  # (2 co, kh, kw, ci / groups)
-        tiled = np.tile(signs, (1, -(-x.shape[1] // kh), -(-x.shape[2] // kw), node.attrs["groups"]))
-        arrays = [tiled[:, : x.shape[1], : x.shape[2]]]
+        sides = bind_shape(x.shape[1:-1], {"s": TOKENS})
+        signs = np.concatenate([weight > 0, weight < 0])  # (2 co, k or kh, kw, ci / groups)
+        tiles = (-(-side // k) for side, k in zip(sides, weight.shape[1:-1], strict=True))
+        arrays = [np.tile(signs, (1, *tiles, node.attrs["groups"]))[(slice(None), *map(slice, sides))]]
     arrays = [np.where(arrays[0], x.high, x.low).astype(x.dtype)]
     arrays += [fill(v, sizes_of(arrays[0]), lambda low, high, s: np.full(s, high)) for v in further]
     check(node, sample.inputs, arrays)
@@ -165,7 +165,7 @@ def test_convolutions_of_any_geometry(data):
 def test_every_operation_is_complete():
     for name, op in OPS.items():
         assert op.name == name and op.loop in LOOPS
-        assert op.body.__doc__ or op.loop in ("conv2d", "linear"), f"{name}: its body says no formula"
+        assert op.body.__doc__, f"{name}: its body says no formula"
         samples = op.samples(np.random.default_rng(0))
         assert samples, f"{name} has no samples"
         for sample in samples:
@@ -198,6 +198,7 @@ def a(*shape, dtype="uint8", name="x", **meaning) -> Value:
 
 
 CONV = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 1)
+FRAMES = OPS["conv1d"].samples(np.random.default_rng(0))[0]
 CONV_RESIDUAL = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 2)
 MASK = Value("m", ("n", "s"), "uint8", 0, 1, longest=512)
 FIRST = {name: op.samples(np.random.default_rng(0))[0] for name, op in OPS.items()}
@@ -232,7 +233,13 @@ def lifted(lift: np.ndarray) -> Sample:
     [
         ("conv2d", replace(CONV, inputs=(a(5, 6, 4),)), "3 input channels, got 4"),
         ("conv2d", replace(CONV, inputs=(a(30),)), r"\(n, h, w, c\)"),
-        ("conv2d", replace(CONV, inputs=(a(5, 6, 3), a(3, 3, 16, name="r"))), "residual_multiplier go together"),
+        ("conv2d", replace(CONV, inputs=(a(5, 6, 3), a(3, 3, 16, name="r"))), r"the mask must be \('n', 5\)"),
+        ("linear", replace(FIRST["linear"], inputs=(a(37), a(11, name="r"))), "residual_multiplier go together"),
+        ("conv1d", replace(FRAMES, inputs=(a("s", 81), MASK)), "expects 80 input channels, got 81"),
+        ("conv1d", replace(FRAMES, inputs=(a("s", 80), replace(MASK, high=2))), "the mask must be 0 or 1"),
+        ("conv1d", replace(FRAMES, attrs=FRAMES.attrs | {"padding": (-1, 5)}), "padding must not be negative"),
+        ("conv1d", replace(FRAMES, attrs=FRAMES.attrs | {"stride": 0}), "must be positive"),
+        ("conv1d", replace(FRAMES, inputs=(a(2, 80),), attrs=FRAMES.attrs | {"padding": (0, 0)}), "are too few"),
         ("conv2d", replace(CONV_RESIDUAL, inputs=(CONV_RESIDUAL.inputs[0], a(1, 1, 33, name="r"))), "residual's shape"),
         ("conv2d", replace(CONV, attrs=CONV.attrs | {"padding": (0, 0, 0, 0), "dilation": (9, 9)}), "does not fit"),
         ("conv2d", replace(CONV, attrs=CONV.attrs | {"low": 9, "high": 3}), "low must not exceed high"),
@@ -266,7 +273,7 @@ def lifted(lift: np.ndarray) -> Sample:
         ("pad", replace(FIRST["pad"], attrs={"padding": (0, -1, 0, 0)}), "must not be negative"),
         ("avg_pool2d", replace(FIRST["avg_pool2d"], inputs=(a(3, 3, 21),)), "does not fit"),
         ("slice", Sample((a("s", 8),), {"axis": 1, "start": 0, "stop": 2, "step": 1}, {}, "uint8"), "only the first"),
-        ("reshape", Sample((a("s", 8),), {"shape": ("n", 8)}, {}, "uint8"), "unknown length"),
+        ("reshape", Sample((a("s", 8),), {"shape": ("n", 8)}, {}, "uint8"), "elements per sample"),
         ("layernorm", replace(FIRST["layernorm"], inputs=(a("s", 64),)), "must be int16, got uint8"),
         ("layernorm", replace(FIRST["layernorm"], inputs=(a("s", 60, dtype="int16"),)), "size is 64, .* has 60"),
         ("layernorm", extreme("layernorm", epsilon=np.int64(2**44)), "epsilon is out of range"),

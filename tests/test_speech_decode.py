@@ -85,8 +85,8 @@ def test_hugging_faces_transcript_is_transformers(tmp_path):
     labels = hugging_face(vocabulary)
     generator = np.random.default_rng(0)
     for _ in range(50):
-        path = generator.integers(0, 7, 30)
-        want = tokenizer.decode(path.tolist(), skip_special_tokens=True)
+        path = generator.choice([0, 4, 5, 6], 30)
+        want = tokenizer.decode(path.tolist())
         assert greedy(scores_of(path, 7), labels) == " ".join(want.split())
 
 
@@ -94,13 +94,15 @@ def trained(**options):
     import sentencepiece as library
 
     model = io.BytesIO()
-    settings = {"model_type": "bpe", "vocab_size": 40, "minloglevel": 2} | options
+    settings = {"model_type": "bpe", "vocab_size": 40, "hard_vocab_limit": False, "minloglevel": 2} | options
     library.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), model_writer=model, **settings)
     return model.getvalue(), library.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"model_type": "unigram"}, {"byte_fallback": True, "vocab_size": 300}], ids=["bpe", "unigram", "bytes"]
+    "options",
+    [{}, {"model_type": "unigram"}, {"byte_fallback": True, "vocab_size": 300}],
+    ids=["bpe", "unigram", "bytes"],
 )
 def test_sentencepieces_text_is_the_librarys(options):
     model, processor = trained(**options)
@@ -198,5 +200,8 @@ def test_without_the_library_the_search_says_what_to_install(monkeypatch):
 
 
 def test_normalized():
-    assert normalized("Well-known,  isn\u2019t it? \u201cYES\u201d \u2013 na\u00efve 3\n") == "well known isn't it yes na\u00efve 3"
+    assert (
+        normalized("Well-known,  isn\u2019t it? \u201cYES\u201d \u2013 na\u00efve 3\n")
+        == "well known isn't it yes na\u00efve 3"
+    )
     assert normalized(" ... ") == ""

@@ -40,7 +40,10 @@ def test_an_empty_reference_counts_what_was_made_up_for_it():
 
 
 def test_case_and_punctuation_do_not_count_but_apostrophes_do():
-    assert error_rates(["it isnt, so."], ["IT ISN\u2019T SO"]) == {"wer": pytest.approx(1 / 3), "cer": pytest.approx(1 / 11)}
+    assert error_rates(["it isnt, so."], ["IT ISN\u2019T SO"]) == {
+        "wer": pytest.approx(1 / 3),
+        "cer": pytest.approx(1 / 11),
+    }
 
 
 def test_phonemes_are_words():

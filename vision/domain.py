@@ -14,6 +14,7 @@ import numpy as np
 
 from intq.errors import IntqError
 from intq.graph import Graph
+from intq.ranking import best
 from intq.vision.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -130,19 +131,15 @@ def run(
     inputs: Sequence[str],
     *,
     top: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """{"input", "top": the best labels} of each image file."""
-    images = [reader.pixels(Path(file))[None] for file in inputs]
-    return [
-        {"input": str(file), "top": answer(predict(pixels)[0], metadata, top)}
-        for file, pixels in zip(inputs, images, strict=True)
-    ]
-
-
-def answer(scores: np.ndarray, metadata: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
-    """The `top` best classes of one row of integer scores; of equal scores the lower class comes first."""
-    best = np.argsort(-scores.astype(np.int64), kind="stable")[:top]
-    return [{"label": metadata["labels"][i], "index": int(i), "score": int(scores[i])} for i in best]
+    images, rows = [reader.pixels(Path(file))[None] for file in inputs], []
+    for file, pixels in zip(inputs, images, strict=True):
+        rows.append({"input": str(file), "top": best(predict(pixels)[0], metadata["labels"], top)})
+        if progress:
+            progress(len(rows), len(images))
+    return rows
 
 
 def evaluate(

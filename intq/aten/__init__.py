@@ -5,7 +5,7 @@ variant (``relu_``) arrives as the operation itself. Raise :class:`Unsupported` 
 integer meaning; capture adds where it is.
 """
 
-from intq.aten import contractions, movement, pointwise, pooling, text  # noqa: F401 (each registers what it takes)
+from intq.aten import contractions, frames, movement, pointwise, pooling, text  # noqa: F401 (each registers what it takes)
 from intq.aten.build import TAKES, Build, Unsupported
 
 __all__ = ["TAKES", "Build", "Unsupported"]

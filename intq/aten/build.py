@@ -12,6 +12,7 @@ from torch import Tensor
 from intq.floatgraph import FloatNode, channel_axis
 
 TAKES: dict[str, Callable] = {}
+LAST = (0, 2, 1)  # (n, c, frames) <-> (n, frames, c)
 
 
 def takes(*names: str):
@@ -49,7 +50,7 @@ class Build:
     def emit(self, op: str, *inputs: str, shape: tuple | None = None, parameters: dict | None = None, **attrs) -> str:
         base = (
             self.module
-            if op in ("conv2d", "linear", "affine", "layer_norm")
+            if op in ("conv1d", "conv2d", "linear", "affine", "layer_norm")
             else f"{self.module}.{self.op}".lstrip(".")
         )
         base = "mask" if op == "mask" else base
@@ -124,3 +125,17 @@ def join(build, parts: list[str], axis: int) -> str:
         if len(parts) == 1
         else build.emit("concat", *parts, shape=(*shape[:axis], total, *shape[axis + 1 :]), axis=axis)
     )
+
+
+def swapped(shape: tuple) -> tuple:
+    return tuple(shape[axis] for axis in LAST)
+
+
+def to_frames(build, x: str) -> str:
+    """(n, c, frames) as (n, frames, c)."""
+    return build.emit("permute", x, shape=swapped(build.shapes[x]), order=LAST)
+
+
+def to_channels(build, x: str) -> str:
+    """(n, frames, c) as (n, c, frames)."""
+    return build.emit("permute", x, shape=swapped(build.shapes[x]), order=LAST)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intq.aten.build import Unsupported, affine, pair, parameter, takes
+from intq.aten.build import Unsupported, affine, pair, parameter, takes, to_channels, to_frames
 
 
-def _bias(bias, weight: Tensor) -> Tensor:
+def bias_of(bias, weight: Tensor) -> Tensor:
     return torch.zeros(weight.shape[0]) if bias is None else parameter(bias, "bias")
 
 
@@ -22,7 +22,7 @@ def _conv2d(build, input, weight, bias, stride, padding, dilation, groups):
     else:
         h, w = (0, 0) if padding == "valid" else pair(padding)
         sides = (h, w, h, w)
-    parameters = {"weight": weight, "bias": _bias(bias, weight)}
+    parameters = {"weight": weight, "bias": bias_of(bias, weight)}
     attrs = {"stride": pair(stride), "padding": sides, "dilation": dilation, "groups": int(groups)}
     return build.emit("conv2d", input, parameters=parameters, **attrs)
 
@@ -30,7 +30,7 @@ def _conv2d(build, input, weight, bias, stride, padding, dilation, groups):
 @takes("linear")
 def _linear(build, input, weight, bias):
     weight = parameter(weight, "weight")
-    return build.emit("linear", input, parameters={"weight": weight, "bias": _bias(bias, weight)})
+    return build.emit("linear", input, parameters={"weight": weight, "bias": bias_of(bias, weight)})
 
 
 @takes("matmul", "mm")
@@ -52,8 +52,6 @@ def _addmm(build, self, mat1, mat2, beta, alpha):
 def _batch_norm(build, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
     if running_mean is None or running_var is None or training:
         raise Unsupported("it has no running statistics; use track_running_stats=True and settle them first")
-    if len(build.shapes[input]) == 3:
-        raise Unsupported("of (n, c, length) it is not taken; write it for (n, c, h, w)")
     mean, variance = parameter(running_mean, "mean").double(), parameter(running_var, "variance").double()
     if bool((variance + eps <= 0).any()):
         raise Unsupported("its running variance is negative; the checkpoint is broken, export it again")
@@ -61,4 +59,6 @@ def _batch_norm(build, input, weight, bias, running_mean, running_var, training,
     if weight is not None:
         scale = scale * parameter(weight, "weight").double()
     shift = -mean * scale if bias is None else parameter(bias, "bias").double() - mean * scale
+    if len(build.shapes[input]) == 3:
+        return to_channels(build, affine(build, to_frames(build, input), scale, shift))
     return affine(build, input, scale, shift)

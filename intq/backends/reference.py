@@ -10,9 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from intq import dims
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.attention import ZERO_POINT
+from intq.ops.contract import masked
+from intq.ops.log_mel import frame_count
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, check_inputs
 
@@ -79,6 +82,11 @@ class NumpyDialect:
         """The sum over the last axis, which has at most ``terms`` elements, in the width of ``x``."""
         return np.sum(x, axis=-1, keepdims=True, dtype=x.dtype)
 
+    @staticmethod
+    def frame_sum(x, terms: int):
+        """The same over the second axis of (n, frames, channels)."""
+        return np.sum(x, axis=1, keepdims=True, dtype=x.dtype)
+
     clamp = staticmethod(np.clip)
     where = staticmethod(np.where)
     reshape = staticmethod(np.reshape)
@@ -116,6 +124,8 @@ def run_node(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     result = op.body(NumpyDialect, operands, node.constants, node.attrs)
     if op.loop == "attention":
         result = result.transpose(0, 2, 1, 3).reshape(inputs[0].shape)  # (n, heads, tokens, size) -> (n, tokens, all)
+    if op.loop == "spectrum":
+        result = result.transpose(1, 2, 0)  # (band, n, frame) -> (n, frame, band)
     return np.ascontiguousarray(result.astype(node.output.dtype, copy=False))
 
 
@@ -139,28 +149,46 @@ def _windows(x: np.ndarray, kernel, stride, dilation=(1, 1)) -> np.ndarray:
     return view.transpose(0, 1, 2, 4, 5, 3)
 
 
+def _conv1d(inputs, node):
+    """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
+    x, *further = inputs
+    a, c = node.attrs, node.constants
+    if masked(inputs, c):
+        x = np.where(further.pop()[..., None] == 1, x, c["pad_value"])
+    before, after = a["padding"]
+    padded = NumpyDialect.pad2d(x[:, :, None], (before, 0, after, 0), c["pad_value"])
+    total = _convolved(padded, c["weight"][:, :, None], (a["stride"], 1), (a["dilation"], 1), a["groups"])
+    return (total[:, :, 0], *(f.astype(np.int32) for f in further))
+
+
 def _conv2d(inputs, node):
     x, *further = inputs
-    weight, a = node.constants["weight"], node.attrs
+    a, c = node.attrs, node.constants
+    if masked(inputs, c):
+        x = np.where(further.pop()[..., None, None] == 1, x, c["pad_value"])
+    padded = NumpyDialect.pad2d(x, a["padding"], c["pad_value"])
+    total = _convolved(padded, c["weight"], a["stride"], a["dilation"], a["groups"])
+    return (total, *(f.astype(np.int32) for f in further))
+
+
+def _convolved(padded: np.ndarray, weight: np.ndarray, stride, dilation, groups: int) -> np.ndarray:
+    """(n, h, w, ci) with (co, kh, kw, ci/groups) -> int32 (n, oh, ow, co)."""
     co, kh, kw, ci = weight.shape
-    padded = NumpyDialect.pad2d(x, a["padding"], node.constants["pad_value"])
-    windows = _windows(padded, (kh, kw), a["stride"], a["dilation"])
+    windows = _windows(padded, (kh, kw), stride, dilation)
     n, oh, ow = windows.shape[:3]
-    groups = a["groups"]
     if ci == 1:  # depthwise: a sum of kh * kw products, not a matrix product
         taps = weight.reshape(groups, co // groups, kh, kw).astype(np.int32)  # (c, multiplier, kh, kw)
         total = np.zeros((n, oh, ow, groups, co // groups), np.int32)
         for i in range(kh):
             for j in range(kw):
                 total += windows[:, :, :, i, j, :, None].astype(np.int32) * taps[:, :, i, j]
-        return (total.reshape(n, oh, ow, co), *(f.astype(np.int32) for f in further))
+        return total.reshape(n, oh, ow, co)
     outs = []
     for g in range(groups):
         rows = windows[..., g * ci : (g + 1) * ci].reshape(n * oh * ow, kh * kw * ci)
         columns = weight[g * co // groups : (g + 1) * co // groups].reshape(co // groups, -1)
         outs.append(_exact_matmul(rows, columns.T).reshape(n, oh, ow, co // groups))
-    total = outs[0] if groups == 1 else np.concatenate(outs, axis=-1)
-    return (total, *(f.astype(np.int32) for f in further))
+    return outs[0] if groups == 1 else np.concatenate(outs, axis=-1)
 
 
 def _linear(inputs, node):
@@ -209,6 +237,34 @@ def _attention(inputs, node):
     return (*split, *(mask.astype(np.int32)[:, None, None, :] for mask in inputs[3:]))
 
 
+def _spectrum(inputs, node):
+    """The samples in the window of every frame, and those before them: (point, n, frame)."""
+    (x, lengths), a = inputs, node.attrs
+    fft, frames = node.constants["window"].shape[1], frame_count(x.shape[1], a)
+    ends = np.minimum(lengths, x.shape[1]).astype(np.int64)[:, None, None]  # (n, 1, 1)
+    frame, point = np.arange(frames)[:, None], np.arange(fft)
+    place = np.broadcast_to(frame * a["hop"] + point - fft // 2, (len(x), frames, fft))
+    if a["padding"] == "reflect":
+        place = np.where(place < 0, -place, np.where(place >= ends, 2 * (ends - 1) - place, place))
+    inside = (place >= 0) & (place < ends) & (frame < (ends + a["hop"] * a["extra_frame"]) // a["hop"])
+    row = np.arange(len(x))[:, None, None]
+    now = np.where(inside, x[row, np.where(inside, place, 0)], 0)
+    inside &= place > 0
+    before = np.where(inside, x[row, np.where(inside, place - 1, 0)], 0)
+    return tuple(v.transpose(2, 0, 1).astype(np.int32) for v in (now, before))
+
+
+def _frames(inputs, node):
+    x, mask = (v.astype(np.int32) for v in inputs)
+    return x, mask[..., None]
+
+
+def _mask(inputs, node):
+    x, lengths = inputs
+    frames = dims.floor_divided(x.shape[1], node.attrs["add"], node.attrs["divide"])
+    return lengths[:, None], np.arange(1, max(0, frames) + 1, dtype=np.int32)[None]
+
+
 def embedding_rows(ids: np.ndarray, attrs) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of the position's and of the segment's table each token takes, (n, tokens) or (1, tokens)."""
     if attrs["positions"] == "counted":
@@ -234,7 +290,11 @@ _LOOPS = {
     "tokens": _tokens,
     "attention": _attention,
     "embedding": _embedding,
+    "spectrum": _spectrum,
+    "frames": _frames,
+    "mask": _mask,
     "move": _move,
+    "conv1d": _conv1d,
     "conv2d": _conv2d,
     "linear": _linear,
     "sum2d": _sum2d,

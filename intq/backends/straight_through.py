@@ -122,8 +122,26 @@ class RealDialect:
     def row_sum(x: Tensor, terms: int) -> Tensor:
         return x.sum(-1, keepdim=True)
 
+    @staticmethod
+    def frame_sum(x: Tensor, terms: int) -> Tensor:
+        return x.sum(1, keepdim=True)
+
+    @staticmethod
+    def leading(x: Tensor) -> tuple[Tensor, Tensor]:
+        place = x.detach().log2().floor()
+        return place, x * 2.0 ** (61 - place)
+
+    @staticmethod
+    def quotient(n: Tensor, d: Tensor) -> Tensor:
+        return n / d
+
+    @staticmethod
+    def low_bits(x: Tensor, count: int) -> Tensor:
+        return x.remainder(2**count)
+
     clamp = staticmethod(torch.clamp)
     where = staticmethod(torch.where)
+    concat = staticmethod(torch.cat)
 
 
 def table_slope(node: Node, x: Value) -> Tensor:
@@ -183,6 +201,8 @@ class IntegerNode(nn.Module):
         operands = operands_of(node, inputs, constants, runs, torch.float64)
         with torch.no_grad():
             exact = exact_result(node, operands, constants)
+        if not (self.contracts or any(x.requires_grad for x in inputs)):
+            return exact.to(carrier(node.output))
         if self.contracts:
             constants["offset"] = self.offset + self.bias.double() * power_of_two(self.shift)
         dialect = RealDialect(self.slope if "table" in constants else None)

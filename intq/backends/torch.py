@@ -18,14 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intq import dims
 from intq.graph import Graph, Node
 from intq.ops import OPS
 from intq.ops.attention import ZERO_POINT
+from intq.ops.contract import masked
+from intq.ops.log_mel import frame_count
 from intq.ops.op import Attrs, window_shape
 from intq.value import DTYPE_RANGE, Value, check_inputs
 
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
 LARGEST_PRODUCT = 2**15  # of two values of 8 bits, one of them signed
+FRAME_ELEMENTS = 2**20  # samples of so many frames that the calls of a transform cost less than its arithmetic
 CACHED_ELEMENTS = 2**15  # of int64, per thread: a body's few temporaries of them stay in a core's second-level cache
 
 Tensors = dict[str, Tensor]
@@ -80,6 +84,10 @@ class TorchDialect:
     @staticmethod
     def row_sum(x: Tensor, terms: int) -> Tensor:
         return x.sum(-1, keepdim=True, dtype=x.dtype)
+
+    @staticmethod
+    def frame_sum(x: Tensor, terms: int) -> Tensor:
+        return x.sum(1, keepdim=True, dtype=x.dtype)
 
     @staticmethod
     def pad2d(x: Tensor, padding, value: Tensor) -> Tensor:
@@ -175,14 +183,32 @@ def convolve_unfolded(x: Tensor, weight: Tensor, *, stride, padding, dilation, g
     return (rows @ taps).reshape(n, co, oh, ow).permute(0, 2, 3, 1)
 
 
-def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
-    a, x = node.attrs, x.to(runs[0].weight.dtype)
+def _masked(x: Tensor, mask: Tensor | None, constants: Tensors) -> Tensor:
+    """x (n, frames, ...) with padding where a mask (n, frames) leaves frames out."""
+    if mask is None:
+        return x
+    kept = mask.reshape(*mask.shape, *[1] * (x.ndim - 2)) == 1
+    return torch.where(kept, x, constants["pad_value"].to(x))
+
+
+def _conv2d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype, mask=None) -> Tensor:
+    a, x = node.attrs, _masked(x.to(runs[0].weight.dtype), mask, constants)
     top, left, bottom, right = a["padding"]
     geometry = {key: a[key] for key in ("stride", "dilation", "groups")} | {"padding": (top, left)}
     alike = (top, left) == (bottom, right)
     if not alike or (any(a["padding"]) and node.constants["pad_value"].any()):
         x, geometry["padding"] = TorchDialect.pad2d(x, a["padding"], constants["pad_value"]), (0, 0)
     return _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight, **geometry))
+
+
+def _conv1d(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype, mask=None) -> Tensor:
+    """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
+    a, (before, after) = node.attrs, node.attrs["padding"]
+    x = _masked(x.to(runs[0].weight.dtype), mask, constants)
+    x = TorchDialect.pad2d(x[:, :, None], (before, 0, after, 0), constants["pad_value"])
+    geometry = {"stride": (a["stride"], 1), "dilation": (a["dilation"], 1), "groups": a["groups"], "padding": (0, 0)}
+    total = _summed(runs, dtype, lambda r: convolve(x[..., r.channels], r.weight[:, :, None], **geometry))
+    return total[:, :, 0]
 
 
 def _linear(x: Tensor, runs: list[Run], node: Node, constants: Tensors, dtype: torch.dtype) -> Tensor:
@@ -218,6 +244,33 @@ def _attention(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tu
     return (*split, *(mask.to(dtype)[:, None, None, :] for mask in inputs[3:]))
 
 
+def _spectrum(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The samples in the window of every frame, and those before them: (point, n, frame)."""
+    (x, lengths), a, device = inputs, node.attrs, inputs[0].device
+    fft, frames = constants["window"].shape[1], frame_count(x.shape[1], a)
+    ends = lengths.long().clamp(max=x.shape[1])[:, None, None]  # (n, 1, 1)
+    frame, point = torch.arange(frames, device=device)[:, None], torch.arange(fft, device=device)
+    place = (frame * a["hop"] + point - fft // 2).expand(len(x), -1, -1)
+    if a["padding"] == "reflect":
+        place = torch.where(place < 0, -place, torch.where(place >= ends, 2 * (ends - 1) - place, place))
+    inside = (place >= 0) & (place < ends) & (frame < (ends + a["hop"] * a["extra_frame"]) // a["hop"])
+    row = torch.arange(len(x), device=device)[:, None, None]
+    taken = [(inside, place), (inside & (place > 0), place - 1)]
+    found = (torch.where(there, x[row, torch.where(there, at, 0)], 0) for there, at in taken)
+    return tuple(v.permute(2, 0, 1).to(dtype) for v in found)
+
+
+def _frames(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, mask = (v.to(dtype) for v in inputs)
+    return x, mask[..., None]
+
+
+def _mask(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, lengths = inputs
+    frames = max(0, dims.floor_divided(x.shape[1], node.attrs["add"], node.attrs["divide"]))
+    return lengths[:, None].to(dtype), torch.arange(1, frames + 1, device=x.device)[None].to(dtype)
+
+
 def embedding_rows(ids: Tensor, attrs: Attrs) -> tuple[Tensor, Tensor]:
     """Which rows of the position's and of the segment's table each token takes, (n, tokens) or (1, tokens)."""
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -236,26 +289,39 @@ def _embedding(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tu
     return word, constants["word_multiplier"][ids][..., None].to(dtype), position, segment
 
 
-CONTRACTIONS = {"conv2d": _conv2d, "linear": _linear}
+CONTRACTIONS = {"conv1d": _conv1d, "conv2d": _conv2d, "linear": _linear}
 WINDOWS = {"sum2d": _sum2d, "max2d": _max2d}
-TEXTS = {"tokens": _tokens, "attention": _attention, "embedding": _embedding}
+SEQUENCES = {
+    "tokens": _tokens,
+    "attention": _attention,
+    "embedding": _embedding,
+    "spectrum": _spectrum,
+    "frames": _frames,
+    "mask": _mask,
+}
 
 
 def operands_of(node: Node, inputs, constants: Tensors, runs: list[Run], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The operands of a node's body, integers in any type; what a loop adds up is added up in ``dtype``."""
     loop, (x, *further) = OPS[node.op].loop, inputs
+    if loop in ("conv1d", "conv2d") and masked(inputs, node.constants):
+        *further, mask = further
+        return (CONTRACTIONS[loop](x, runs, node, constants, dtype, mask), *further)
     if loop in CONTRACTIONS:
         return (CONTRACTIONS[loop](x, runs, node, constants, dtype), *further)
     if loop in WINDOWS:
         return (WINDOWS[loop](x, node, constants),)
-    if loop in TEXTS:
-        return TEXTS[loop](inputs, node, constants, dtype)
+    if loop in SEQUENCES:
+        return SEQUENCES[loop](inputs, node, constants, dtype)
     return tuple(inputs)
 
 
 def arranged(node: Node, result: Tensor) -> Tensor:
-    """A body's result in the layout of the node's output: attention's heads side by side again."""
-    return result.transpose(1, 2).flatten(2) if OPS[node.op].loop == "attention" else result
+    """A body's result in the layout of the node's output: attention's heads side by side, a spectrum's bands last."""
+    loop = OPS[node.op].loop
+    if loop == "spectrum":
+        return result.permute(1, 2, 0)
+    return result.transpose(1, 2).flatten(2) if loop == "attention" else result
 
 
 def exact_result(node: Node, operands, constants: Tensors) -> Tensor:
@@ -270,6 +336,10 @@ def exact_result(node: Node, operands, constants: Tensors) -> Tensor:
         return op.body(TorchDialect, tuple(x.to(width) for x in operands), constants, node.attrs).to(dtype)
 
     first = operands[0]
+    if op.loop == "spectrum":  # frames are independent
+        step = max(1, FRAME_ELEMENTS // max(1, first[..., :1].numel()))
+        blocks = zip(*(x.split(step, -1) for x in operands), strict=True)
+        return arranged(node, torch.cat([body(*block) for block in blocks], -1))
     if first.device.type != "cpu" or op.loop not in (*CONTRACTIONS, "attention"):
         return arranged(node, body(*operands))
     if op.loop == "attention":  # a sentence's heads are independent

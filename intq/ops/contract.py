@@ -6,21 +6,28 @@ A linear layer may end in a *curve* (:mod:`intq.curves`): its sums are then resc
 a tanh, gives the 8 or 16 bits of the output, ``y = clamp(f(sum w x))``: nothing is rounded to 8 bits in between.
 With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's, which the next layer's weights absorb.
 
+A convolution may take a mask of frames as its last input, of an image one of its rows: what it leaves out counts as
+padding, so that an utterance in a padded batch is computed as alone.
+
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from intq.curves import MAX_LIFT, TOP, curve, fit
+from intq.dims import Dim, floor_divided
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
 from intq.value import DTYPE_RANGE, Shape, Value
 
 
 def _epilogue(L, operands, constants: Constants, attrs: Attrs):
+    """clamp(round(sums * multiplier + residual * its multiplier + offset)), or a curve of that."""
     accumulator, *residual = operands
     terms = [(accumulator, constants["multiplier"])]
     if residual:
@@ -30,6 +37,11 @@ def _epilogue(L, operands, constants: Constants, attrs: Attrs):
     x = L.narrow(rescale(L, terms, constants["offset"], constants["shift"], 0, TOP))
     lift, level = constants.get("lift"), attrs.get("level", 0)
     return curve(L, x, constants["curve"], attrs["drop"], attrs["low"], attrs["high"], lift, level)
+
+
+def masked(inputs: Sequence, constants: Constants) -> bool:
+    """Whether the last input of a contraction is a mask, behind the residual that its constants tell of."""
+    return len(inputs) > 1 + ("residual_multiplier" in constants)
 
 
 def _check_epilogue(inputs: tuple[Value, ...], constants: Constants, shape: Shape) -> None:
@@ -52,10 +64,47 @@ def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     expect(x.shape[3] == ci * groups, f"expects {ci * groups} input channels, got {x.shape[3]}")
     expect(co % groups == 0, f"{co} output channels do not split into {groups} groups")
     expect(constants["pad_value"].shape == (x.shape[3],), "pad_value must hold one value per input channel")
-    h, w = window_shape(x.shape[1:3], (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"])
+    height, stride, padding, dilation = x.shape[1], attrs["stride"], attrs["padding"], attrs["dilation"]
+    enough = height if isinstance(height, int) else dilation[0] * kh  # rows of frames: as many as a window has
+    h, w = window_shape((enough, x.shape[2]), (kh, kw), stride, padding, dilation)
+    if isinstance(height, str):
+        h = windows(height, kh, stride[0], padding[::2], dilation[0])
     shape = (x.shape[0], h, w, co)
-    _check_epilogue(inputs, constants, shape)
+    _check_epilogue(_unmasked(inputs, constants), constants, shape)
     return shape
+
+
+def _conv1d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
+    (x, *_), weight, groups = inputs, constants["weight"], attrs["groups"]
+    expect(len(x.shape) == 3, f"expects an (n, frames, c) input, got shape {x.shape}")
+    expect(weight.ndim == 3, f"expects a (co, k, ci/groups) weight, got shape {weight.shape}")
+    co, k, ci = weight.shape
+    expect(x.shape[2] == ci * groups, f"expects {ci * groups} input channels, got {x.shape[2]}")
+    expect(co % groups == 0, f"{co} output channels do not split into {groups} groups")
+    expect(constants["pad_value"].shape == (x.shape[2],), "pad_value must hold one value per input channel")
+    stride, dilation, (before, after) = attrs["stride"], attrs["dilation"], attrs["padding"]
+    expect(min(stride, dilation, k) >= 1, f"kernel, stride and dilation must be positive: {k}, {stride}, {dilation}")
+    expect(min(before, after) >= 0, f"padding must not be negative, got {(before, after)}")
+    frames = windows(x.shape[1], k, stride, (before, after), dilation)
+    expect(isinstance(frames, str) or frames > 0, f"{x.shape[1]} frames are too few for a window of {k}")
+    shape = (x.shape[0], frames, co)
+    _check_epilogue(_unmasked(inputs, constants), constants, shape)
+    return shape
+
+
+def _unmasked(inputs: tuple[Value, ...], constants: Constants) -> tuple[Value, ...]:
+    """The inputs without the mask of frames, if there is one, which must fit."""
+    if not masked(inputs, constants):
+        return inputs
+    x, mask = inputs[0], inputs[-1]
+    expect(mask.shape == x.shape[:2], f"the mask must be {x.shape[:2]}, got {mask.shape}")
+    expect((mask.low, mask.high) == (0, 1), f"the mask must be 0 or 1, got [{mask.low}, {mask.high}]")
+    return inputs[:-1]
+
+
+def windows(frames: Dim, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Dim:
+    """How many places a window has over so many frames."""
+    return floor_divided(frames, sum(padding) - dilation * (kernel - 1) - 1 + stride, stride)
 
 
 def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
@@ -113,6 +162,9 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
         (9, 8, 72, 72, 3, (2, 2), (0, 0, 1, 1), (1, 1), 72, "uint8", None),
         (6, 6, 17, 34, 5, (1, 1), (2, 2, 2, 2), (1, 1), 17, "int16", None),  # depthwise with a channel multiplier
         (1, 1, 130, 10, 1, (1, 1), (0, 0, 0, 0), (1, 1), 1, "int32", None),
+        ("s", 20, 1, 24, 3, (2, 2), (1, 1, 1, 1), (1, 1), 1, "uint8", None),  # over frames and bands
+        ("s", 9, 32, 40, 3, (1, 2), (1, 1, 1, 1), (1, 1), 1, "uint8", None),
+        ("s", 6, 16, 16, 3, (2, 2), (1, 1, 1, 1), (1, 1), 16, "int16", None),
     ]
     for h, w, ci, co, kernel, stride, padding, dilation, groups, dtype, residual in cases:
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -124,12 +176,46 @@ def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
         }
         attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         attrs |= _output_attrs(rng, dtype)
-        x = Value("x", ("n", h, w, ci), "uint8", 0, 255)
-        inputs = (x,)
+        inputs = (Value("x", ("n", h, w, ci), "uint8", 0, 255),)
         if residual:
             shape = ("n", *window_shape((h, w), (kh, kw), stride, padding, dilation), co)
             low, high = (0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1)
-            inputs = (x, Value("r", shape, residual, low, high))
+            inputs += (Value("r", shape, residual, low, high),)
+        if h == "s":
+            inputs += (Value("mask", ("n", "s"), "uint8", 0, 1),)
+        samples.append(Sample(inputs, attrs, constants, dtype))
+    return samples
+
+
+def _conv1d_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    # (frames, ci, co, kernel, stride, padding, dilation, groups, dtype, residual dtype, masked)
+    cases = [
+        ("s", 80, 80, 11, 1, (5, 5), 1, 80, "uint8", None, True),  # depthwise
+        ("s", 200, 200, 7, 2, (3, 3), 1, 200, "int16", None, False),
+        ("s", 37, 37, 5, 1, (4, 4), 2, 37, "uint8", None, True),
+        ("s", 64, 48, 5, 2, (2, 2), 1, 1, "uint8", None, True),  # the first layer over features
+        ("s", 96, 70, 3, 1, (2, 2), 2, 1, "uint8", "uint8", True),
+        ("s", 12, 40, 3, 1, (1, 1), 1, 1, "int32", None, False),
+        ("s", 64, 64, 4, 1, (2, 1), 1, 4, "int16", "int16", True),  # groups
+        (50, 1, 32, 10, 5, (0, 0), 1, 1, "uint8", None, False),  # samples
+        (6, 33, 33, 1, 2, (0, 0), 1, 1, "uint8", None, False),
+    ]
+    for frames, ci, co, k, stride, padding, dilation, groups, dtype, residual, with_mask in cases:
+        weight = rng.integers(-127, 128, (co, k, ci // groups)).astype(np.int8)
+        constants = {
+            "weight": weight,
+            "pad_value": rng.integers(0, 256, ci).astype(np.uint8),
+            **_epilogue_constants(rng, weight, dtype, residual is not None),
+        }
+        attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        attrs |= _output_attrs(rng, dtype)
+        inputs = (Value("x", ("n", frames, ci), "uint8", 0, 255),)
+        if residual:
+            shape = ("n", windows(frames, k, stride, padding, dilation), co)
+            inputs += (Value("r", shape, residual, *((0, 255) if residual == "uint8" else (-(2**15), 2**15 - 1))),)
+        if with_mask:
+            inputs += (Value("mask", ("n", frames), "uint8", 0, 1),)
         samples.append(Sample(inputs, attrs, constants, dtype))
     return samples
 
@@ -176,6 +262,16 @@ OPS = (
         _epilogue,
         _conv2d_shape,
         _conv2d_samples,
+        attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
+        constants=_CONSTANTS | {"pad_value"},
+        optional=frozenset({"residual_multiplier"}),
+    ),
+    Op(
+        "conv1d",
+        "conv1d",
+        _epilogue,
+        _conv1d_shape,
+        _conv1d_samples,
         attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
         constants=_CONSTANTS | {"pad_value"},
         optional=frozenset({"residual_multiplier"}),

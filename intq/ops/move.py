@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from intq.ops.op import Attrs, Constants, Op, Sample, expect
@@ -13,7 +11,7 @@ from intq.value import Shape, Value
 def _reshape(L, operands, constants: Constants, attrs: Attrs):
     """The same elements in row-major order under another shape; the batch stays the first axis."""
     (x,) = operands
-    return L.reshape(x, (x.shape[0], *attrs["shape"][1:]))
+    return L.reshape(x, (x.shape[0], *(-1 if isinstance(d, str) else d for d in attrs["shape"][1:])))
 
 
 def _transpose(L, operands, constants: Constants, attrs: Attrs):
@@ -40,11 +38,22 @@ def _pad(L, operands, constants: Constants, attrs: Attrs):
 def _reshape_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
     (x,), shape = inputs, tuple(attrs["shape"])
     expect(len(shape) > 0 and shape[0] == x.shape[0], f"the first axis must stay {x.shape[0]}, got {shape}")
-    sizes = [d for d in (*x.shape[1:], *shape[1:]) if isinstance(d, str)]
-    expect(not sizes, f"an axis of unknown length, {sizes[:1]}, cannot be reshaped")
-    before, after = math.prod(x.shape[1:]), math.prod(shape[1:])
-    expect(before == after, f"{x.shape} has {before} elements per sample, {shape} has {after}")
+    before, after = _sections(x.shape[1:]), _sections(shape[1:])
+    expect(len(before) < 4, f"at most one axis of unknown length is possible, got {x.shape}")
+    has, wants = (" x ".join(str(d) for d in each if d != 1) or "1" for each in (before, after))
+    expect(before == after, f"{x.shape} has {has} elements per sample, {shape} has {wants}")
     return shape
+
+
+def _sections(shape: Shape) -> list[int | str]:
+    """The elements between axes of unknown length, which stay where they are, and these axes."""
+    found: list[int | str] = [1]
+    for d in shape:
+        if isinstance(d, str):
+            found += [d, 1]
+        else:
+            found[-1] *= d
+    return found
 
 
 def _transpose_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:

@@ -32,10 +32,15 @@ class Op:
     ``loop``: the loop shape, which is all that a backend adds. It turns the node's inputs into the body's operands:
       "pointwise"  inputs as they are, broadcast;
       "conv2d"     (sum over window and input channels of weight * padded input, *further inputs);
+      "conv1d"     the same over frames; a mask, its last input, has taken effect;
       "linear"     (sum over the last axis of weight * input, *further inputs);
       "rows"       the input; the body may sum over the last axis (``L.row_sum``);
       "tokens"     (sum over tokens of mask * input, number of tokens that the mask keeps);
       "attention"  (q, k, v per head without their zero points[, mask]); the body multiplies matrices (``L.matmul``);
+      "spectrum"   (samples, samples before), each (point of the window, n, frame), 0 where there is none; the body's
+                   result is (channel, n, frame);
+      "frames"     (x, mask as (n, frames, 1)); the body may sum over the frames (``L.frame_sum``);
+      "mask"       (lengths as (n, 1), numbers of the frames from 1 on as (1, frames));
       "embedding"  (row of the word, its multiplier, row of the position, row of the segment);
       "sum2d"      (sum over a padded window,);  "max2d"  (maximum over a padded window,);
       "move"       inputs as they are; the body rearranges whole arrays and computes nothing.
@@ -56,7 +61,10 @@ class Op:
     optional: frozenset[str] = field(default_factory=frozenset)
 
 
-LOOPS = ("pointwise", "conv2d", "linear", "rows", "tokens", "attention", "embedding", "sum2d", "max2d", "move")
+LOOPS = (
+    *("pointwise", "conv1d", "conv2d", "linear", "rows", "tokens", "attention", "embedding"),
+    *("spectrum", "frames", "mask", "sum2d", "max2d", "move"),
+)
 
 
 def expect(condition: bool, message: str) -> None:

@@ -118,13 +118,13 @@ def scratch(size: int, dtype: str):
 
 
 @contextmanager
-def workspace(size: int, dtype: str):
-    """A buffer of one thread; at the top of the parallel region, where it is taken once a thread.
+def workspace(size, dtype: str):
+    """A buffer of one thread; at the top of the parallel region, where it is taken once a thread. Outside: of all.
 
     Asked for explicitly: an allocation that TVM sees it moves out of the region, where all threads would share it.
     """
     bits = 8 * np.dtype(dtype).itemsize
-    call = tirx.op.TVMBackendAllocWorkspace(CPU, 0, tirx.const(size * bits // 8, "uint64"), 0, bits)
+    call = tirx.op.TVMBackendAllocWorkspace(CPU, 0, (i64(size) * (bits // 8)).astype("uint64"), 0, bits)
     pointer = T.Bind(Call(call.op, call.args, ret_ty=PointerType(PrimType(dtype))))
     yield T.decl_buffer((size,), dtype, data=pointer, align=64)
     T.evaluate(tirx.op.TVMBackendFreeWorkspace(CPU, 0, pointer))

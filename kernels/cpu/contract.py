@@ -13,12 +13,33 @@ from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
 from intq.kernels.cpu.dense import dense
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
-from intq.kernels.cpu.gather import pad_image, window, window_rows
+from intq.kernels.cpu.frames import sizes_of
+from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows
 from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
 
 CACHE_LINE = 64  # bytes
+
+
+def convolve_frames(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
+    """The kernel (x, [residual], [mask], weight, constants, pad_value, out) of a convolution over frames."""
+    arguments = [(shapes["x"], "uint8")]
+    arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
+    arguments += [(shapes["x"][:2], "uint8")] if masked else []
+    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64"), ((plan.source[2],), "uint8")]
+    arguments.append((shapes["out"], epilogue.dtype))
+    names, sizes = sizes_of(shapes)
+
+    def body(*rest):
+        known, (x, *more) = dict(zip(names, rest, strict=False)), rest[len(names) :]
+        residual = more.pop(0) if epilogue.residual else None
+        mask = more.pop(0) if masked else None
+        weight, constants, pad_value, out = more
+        writer = _Writer(plan, epilogue, Buffers(x, residual, weight, constants, None, out))
+        writer.frames(*(i64(known.get(d, d)) for d in sizes), mask, pad_value)
+
+    return kernel(name, arguments, body, names)
 
 
 def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple]) -> tirx.PrimFunc:
@@ -87,7 +108,24 @@ class _Writer:
                         window_rows(panel, padded, at, plan, group)
                         self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
                     else:
-                        self._gathered(acc, padded, at, first, group)
+                        self._gathered(acc, padded, at, plan.image_rows, first, group)
+
+    def frames(self, samples, frames, places, mask, pad_value) -> None:
+        """Of each sample a padded copy is made, in which the windows of all places lie."""
+        plan, (before, _, after, _), width = self.plan, self.plan.padding, self.plan.padded[1]
+        rows, row_bytes = T.Bind(frames + (before + after)), width * plan.source[2]
+        outputs = T.Bind(places * plan.output_width)
+        # what a tile of more rows than there are reads, and drops
+        beyond = (plan.tile_rows * plan.stride[0] + plan.kernel[0] * plan.dilation[0]) * row_bytes + CACHE_LINE
+        with workspace(rows * row_bytes + beyond, "uint8") as padded, self._region() as acc, serial(samples) as sample:
+            with parallel(rows, barrier=True) as row:
+                frame, source = T.Bind(row - before), (frames, *plan.source[1:])
+                pad_frame(padded, row * row_bytes, self.buffers.x, sample, frame, source, plan.padding, mask, pad_value)
+            with serial(plan.groups) as group:
+                if plan.mode == "columns":
+                    self._gathered(acc, padded, i64(0), outputs, sample * outputs, group)
+                else:
+                    self._product(acc, padded, group * plan.ci, outputs, sample * outputs, group, barrier=True)
 
     def _rows(self, rows, least: int) -> None:
         """A linear layer's product: its rows, ``least`` of them or more, in place, or copied where a tile has more."""
@@ -117,18 +155,18 @@ class _Writer:
                 copy(panel, r * plan.pitch, self.buffers.x, (block * tile + r) * c, c)
             self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
 
-    def _gathered(self, acc, source, at, first, group) -> None:
+    def _gathered(self, acc, source, at, rows, first, group) -> None:
         """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
-        plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output[1]
-        count = -(-plan.image_rows // tile)
-        with workspace(tile * plan.pitch, "uint8") as panel, parallel(count, barrier=True) as number:
-            row = T.Bind(tirx.min(number * tile, i64(plan.image_rows - tile)))
+        plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output_width
+        count, panels = tirx.min(i64(tile), i64(rows)), (rows + tile - 1) // tile
+        with workspace(tile * plan.pitch, "uint8") as panel, parallel(panels, barrier=True) as number:
+            row = T.Bind(tirx.max(i64(0), tirx.min(number * tile, i64(rows - tile))))
             with serial(tile) as r:
                 y, x = T.Bind((row + r) // ow), T.Bind((row + r) % ow)
                 window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
             with serial(len(plan.blocks)) as block:
                 in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
-                self._blocks(panel, in_panel, row, i64(tile), first, group, block, plan.blocks, acc)
+                self._blocks(panel, in_panel, row, count, first, group, block, plan.blocks, acc)
 
     @contextmanager
     def _region(self):
@@ -153,7 +191,7 @@ class _Writer:
             number = unit // row_tiles if plan.by_columns else unit % len(blocks)
             tile_number = unit % row_tiles if plan.by_columns else unit // len(blocks)
             row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
-            count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns") else i64(tile)
+            count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns", "frames") else i64(tile)
             self._blocks(a, at, row, count, first, group, number, blocks, acc, tile_number)
 
     def _blocks(self, a, at, row, count, first, group, number, blocks, acc, tile_number=0) -> None:
@@ -190,7 +228,7 @@ class _Writer:
         Weights come from beyond the core's caches once; without this the first tile of every block waits for them.
         """
         lines = min(2, padded_width(runs) // 16) * 16 * self.plan.step // CACHE_LINE
-        sharing = min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
+        sharing = lines if self.plan.mode == "frames" else min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
         each = lines // sharing
         return T.Bind(self.plan.block_bytes(runs) + tile_number * (each * CACHE_LINE)), each
 

@@ -199,7 +199,7 @@ def _interleaved(plan: Plan, x, lines: list, pad, weight, taps_at, run: Run, fin
             for four in range(0, len(lines), 4):
                 rows = taps[four : four + 4]
                 rows += [splat(0, "uint8", run.width)] * (4 - len(rows))
-                for j, quad in enumerate(_interleave(rows, run.width)):
+                for j, quad in enumerate(interleave(rows, run.width)):
                     quad = T.Bind(quad)
                     for p, t in users:
                         at = taps_at + ((t * -(-len(lines) // 4) + four // 4) * 4 + j) * run.width
@@ -224,7 +224,7 @@ def _interleaved(plan: Plan, x, lines: list, pad, weight, taps_at, run: Run, fin
         tile(i64(first), outside(first))
 
 
-def _interleave(rows: list, width: int) -> list:
+def interleave(rows: list, width: int) -> list:
     """Four rows of bytes -> four vectors whose 32-bit lanes hold (row 0..3) of one channel, in the run's order."""
 
     def unpack(a, b, high: bool, size: int):

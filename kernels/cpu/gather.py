@@ -38,6 +38,39 @@ def pad_image(target, x, image, pad_value, source, padding, base=0) -> None:
                 fill(at, w + left + right)
 
 
+def pad_frame(target, to, x, sample, frame, source, padding, mask, pad_value) -> None:
+    """Row ``frame`` of image number ``sample`` of x, with what pads its sides, to ``target[to]`` and on.
+
+    ``source``: (h, w, c). Padding alone where the image has no such row, or the mask leaves it out.
+    """
+    (h, w, c), (_, left, _, right) = source, padding
+
+    def fill(at, pixels: int) -> None:
+        if pixels == 1:
+            copy(target, at, pad_value, i64(0), c)
+        elif pixels:
+            with serial(pixels) as i:
+                copy(target, at + i * c, pad_value, i64(0), c)
+
+    def take() -> None:
+        fill(to, left)
+        copy(target, T.Bind(to + left * c), x, T.Bind((sample * h + frame) * (w * c)), w * c)
+        fill(to + (left + w) * c, right)
+
+    with T.If(tirx.all(frame >= 0, frame < h)):
+        with T.Then():
+            if mask is None:
+                take()
+            else:
+                with T.If(mask[sample * h + frame] != 0):
+                    with T.Then():
+                        take()
+                    with T.Else():
+                        fill(to, left + w + right)
+        with T.Else():
+            fill(to, left + w + right)
+
+
 def window_rows(target, source, at, plan, group) -> None:
     """Copy the window of every output pixel to its row of ``target``; rows lie ``plan.pitch`` apart.
 

@@ -7,6 +7,7 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
            and dropped
   columns  anything else: the windows copied out one after another (im2col)
   dense    linear on AMX: the rows of the activation itself, however many, see :mod:`intq.kernels.cpu.dense`
+  frames   conv1d: the windows lie in a padded copy of a sample's frames, tap by tap or, undilated, in one piece
   rows     linear elsewhere: the rows themselves, or a copy of them where they are fewer than a tile has
   depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
 """
@@ -25,12 +26,14 @@ from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.ops.op import window_shape
 from intq.value import Value
 
+MANY_WEIGHTS = 2**19  # bytes, of which a frame's rows are read by columns
 TILE_BYTES = 64  # of a row of an AMX tile
 
 
 @dataclass(frozen=True)
 class Plan:
     """``source``: (h, w, c) of the image; a linear layer's is (1, 1, k). All counts are of one group of channels.
+    Frames are the rows of an image whose height is not known, ``source`` has 0 for it; a conv1d's is one pixel wide.
 
     Row r of A is ``length`` bytes at ``r * pitch + sum_i t_i * stride_i`` for each combination of taps t_i < count_i;
     ``taps`` holds (count, stride in bytes). ``k``: products per output, ``image_rows``: rows of A per image.
@@ -61,6 +64,11 @@ class Plan:
         return window_shape(self.source[:2], self.kernel, self.stride, self.padding, self.dilation)
 
     @property
+    def output_width(self) -> int:
+        (_, w, _), (_, left, _, right), d = self.source, self.padding, self.dilation[1]
+        return (w + left + right - d * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+
+    @property
     def ci(self) -> int:
         return self.source[2] // self.groups
 
@@ -74,12 +82,16 @@ class Plan:
 
     @property
     def length(self) -> int:
+        if self.mode == "frames" and self.taps:
+            return -(-self.ci // self.isa.k_quantum) * self.isa.k_quantum
         if self.mode == "flat":
             return self.kernel[1] * self.ci if self.dilation[1] == 1 else self.ci
         return -(-self.k // self.isa.k_quantum) * self.isa.k_quantum
 
     @property
     def pitch(self) -> int:
+        if self.mode == "frames":
+            return self.stride[0] * self.source[2]
         if self.mode in ("direct", "flat", "dense"):
             return self.source[2]
         beyond = self.copy_width - self.copy_run if self.overshoots else 0
@@ -100,7 +112,8 @@ class Plan:
     def gathers_by_tile(self) -> bool:
         """Whether each thread copies the windows of one tile at a time, which stay in its first cache, and not the
         threads together those of the image: where there are tiles enough to share."""
-        return self.mode == "columns" and not self.by_columns and self.image_rows >= 16 * self.tile_rows
+        many = not self.source[0] or self.image_rows >= 16 * self.tile_rows
+        return self.mode == "columns" and not self.by_columns and many
 
     @property
     def overshoots(self) -> bool:
@@ -109,6 +122,9 @@ class Plan:
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
+        if self.mode == "frames":
+            together = self.dilation[0] == 1 and self.groups == 1
+            return () if together or self.kernel[0] == 1 else ((self.kernel[0], self.dilation[0] * self.source[2]),)
         if self.mode != "flat":
             return ()
         (kh, kw), (dh, dw), c = self.kernel, self.dilation, self.source[2]
@@ -127,6 +143,8 @@ class Plan:
             return self.isa.rows, 1
         if self.mode == "rows":
             return 8, 2
+        if not self.source[0]:
+            return 16, 2
         rows = self.image_rows
         return min((tiles(rows, 2 * h) * h, -h, h) for h in range(8, 17))[2], 2
 
@@ -142,6 +160,8 @@ class Plan:
         W comes from memory that all cores share, A for the most part from the core's own cache or the other core's,
         which is some three times as slow.
         """
+        if not self.source[0]:  # frames of a few seconds; hours are cut into pieces before
+            return self.mode == "frames" and self.k * self.columns > MANY_WEIGHTS
         rows_bytes = self.image_rows * self.pitch if self.mode == "columns" else math.prod(self.source)
         return self.k * self.columns > 4 * (rows_bytes + 2 * self.image_rows * self.columns)
 
@@ -158,13 +178,13 @@ class Plan:
     @cached_property
     def k_order(self) -> np.ndarray:
         """The product that each byte of a row meets, in the order taken; -1: none, its weight is zero."""
-        order, tap_count = [], int(np.prod([count for count, _ in self.taps])) if self.taps else 1
+        order, tap_count = [], math.prod(count for count, _ in self.taps)
+        each = self.k // tap_count  # products of a tap
         for tap in range(tap_count):
             done = 0
             for start in self.starts:
                 at = np.arange(start, start + self.step)
-                source = tap * self.length + at
-                order.append(np.where((at >= done) & (source < self.k), source, -1))
+                order.append(np.where((at >= done) & (at < each), tap * each + at, -1))
                 done = start + self.step
         return np.concatenate(order)
 
@@ -201,9 +221,13 @@ def interleaves(plan: Plan, run: Run) -> bool:
 def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: int) -> Plan:
     """The cheapest mode for a convolution's geometry."""
 
+    source = tuple(0 if isinstance(size, str) else size for size in source)
+
     def of(mode: str) -> Plan:
         return Plan(isa, mode, *map(tuple, (source, kernel, stride, padding, dilation)), groups, co)
 
+    if not source[0]:
+        return of("columns")
     if groups == source[2] == co > 1:
         return of("depthwise")
     quantum, tile = ISAS[isa].k_quantum, ISAS[isa].rows
@@ -218,6 +242,14 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
     return columns
 
 
+def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int) -> Plan:
+    """A convolution over frames of any number."""
+    mode = "depthwise" if attrs["groups"] == channels == co else "frames"
+    (before, after), stride, dilation = attrs["padding"], (attrs["stride"], 1), (attrs["dilation"], 1)
+    source, window = (0, 1, channels), (kernel, 1)
+    return Plan(isa, mode, source, window, stride, (before, 0, after, 0), dilation, attrs["groups"], co)
+
+
 def linear_plan(isa: str, k: int, co: int) -> Plan:
     """A linear layer: a row for each sample, or each of its tokens."""
     mode = "dense" if isa == "amx" and k % ISAS[isa].k_quantum == 0 else "rows"
@@ -229,9 +261,11 @@ def tiles(rows: int, tile: int) -> int:
 
 
 def of_node(isa: str, node: Node, x: Value) -> Plan:
-    """The plan of a conv2d or linear node whose first input is ``x``."""
+    """The plan of a conv1d, conv2d or linear node whose first input is ``x``."""
     weight = node.constants["weight"]
     if node.op == "linear":
         return linear_plan(isa, weight.shape[1], weight.shape[0])
     a = node.attrs
+    if node.op == "conv1d":
+        return conv1d_plan(isa, x.channels, weight.shape[1], a, weight.shape[0])
     return plan(isa, x.shape[1:], weight.shape[1:3], a["stride"], a["padding"], a["dilation"], a["groups"], len(weight))

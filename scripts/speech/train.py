@@ -26,37 +26,32 @@ from torch.nn import functional
 from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
-from intq.speech import audio, nemo
-from intq.speech.checkpoint import Checkpoint, checkpoint
+from intq.frontend import FrontEnd, LogMel
+from intq.speech import audio, domain, nemo
+from intq.speech.checkpoint import Checkpoint
 from intq.speech.data import Utterance, librispeech
 from intq.speech.decode import greedy
-from intq.speech.evaluate import evaluate
-from intq.speech.labels import Labels, characters, normalized
+from intq.speech.labels import characters, normalized
 from intq.speech.metrics import error_rates
-from intq.speech.models import LETTERS
+from intq.speech.models import LETTERS, Architecture
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
-from intq.speech.models.heads import HEADS
+from intq.speech.models.network import SpeechModel
 
 NAME = "quartznet-small"
 RATE = 16000
-FRONT = {"sample_rate": RATE, "window": 320, "hop": 160, "fft": 512, "bands": 64, "normalize": "per_feature"}
-KERNELS, FILTERS, REPEAT, LAST = (11, 13, 15, 17, 19), 192, 3, 384
+FRONT = FrontEnd(sample_rate=RATE, window=320, hop=160, fft=512, bands=64)
+FILTERS, KERNELS, REPEAT, LAST = 256, (11, 13, 15, 17, 19), 2, 512
+BLOCKS = (
+    BlockSettings(FILTERS, 11, stride=2, separable=True),
+    *(BlockSettings(FILTERS, kernel, REPEAT, residual=True, separable=True) for kernel in KERNELS),
+    BlockSettings(FILTERS, 25, separable=True),
+    BlockSettings(LAST, 1),
+)
+NETWORK = Architecture(NAME, FRONT, BLOCKS, "ctc", LETTERS)
 BATCH = 6000  # frames of 10 ms: a minute, some 20 phrases
 STRETCH, WARP = 0.12, 0.1  # by how much the time and the frequency axis of a batch are drawn out or pressed
 MASKS = ((2, 10), (3, 12))  # how many masks of up to so many bands, and of up to so many frames (Park et al., 2019)
-RATE_PEAK, DECAY = 4e-3, 1e-2
-
-
-def architecture() -> tuple[ConvEncoder, nn.Module]:
-    """The encoder and the head."""
-    blocks = (
-        BlockSettings(FILTERS, KERNELS[0], stride=2, separable=True),
-        *(BlockSettings(FILTERS, kernel, REPEAT, residual=True, separable=True) for kernel in KERNELS),
-        BlockSettings(FILTERS, 25, separable=True),
-        BlockSettings(LAST, 1),
-    )
-    encoder = ConvEncoder(FRONT["bands"], blocks)
-    return encoder, HEADS["ctc"](encoder.channels, len(LETTERS))
+EPOCHS, RATE_PEAK, DECAY = 16, 3e-3, 1e-2
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -71,8 +66,9 @@ class Heard:
     texts: list[str]
 
 
-def hear(front: nn.Module, given: Sequence[Utterance], advance: Callable[[int, int], None]) -> Heard:
+def hear(given: Sequence[Utterance], advance: Callable[[int, int], None]) -> Heard:
     """The front end's features of all utterances, computed once."""
+    front = LogMel(FRONT)
     numbers = {letter: index for index, letter in enumerate(LETTERS)}
     features, labels, texts = [], [], []
     for done, each in enumerate(given, start=1):
@@ -142,13 +138,14 @@ def fast(model: nn.Module) -> None:
 
     def convolve(module: nn.Conv1d, x: Tensor) -> Tensor:
         x = x[:, :, None].contiguous(memory_format=torch.channels_last)
-        stride, padding, dilation = ((1, module.stride[0]), (0, module.padding[0]), (1, module.dilation[0]))
         weight = module.weight[:, :, None]
+        stride, padding, dilation = ((1, module.stride[0]), (0, module.padding[0]), (1, module.dilation[0]))
         return functional.conv2d(x, weight, module.bias, stride, padding, dilation, module.groups).squeeze(2)
 
     def normalise(module: nn.BatchNorm1d, x: Tensor) -> Tensor:
         statistics = module.running_mean, module.running_var, module.weight, module.bias
-        return functional.batch_norm(x[:, :, None], *statistics, module.training, module.momentum, module.eps).squeeze(2)
+        x = functional.batch_norm(x[:, :, None], *statistics, module.training, module.momentum, module.eps)
+        return x.squeeze(2)
 
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
@@ -167,7 +164,7 @@ def train(heard: Heard, dev: Heard, epochs: int, seed: int, advance: Callable) -
     """A trained encoder and head: CTC, AdamW, one cycle of the learning rate; products in bfloat16, weights float32."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    encoder, head = architecture()
+    encoder, head = NETWORK.build()
     network = nn.ModuleList([encoder, head]).train()
     fast(network)
     plan = [list(batches(heard, generator)) for _ in range(epochs)]
@@ -206,13 +203,9 @@ def train(heard: Heard, dev: Heard, epochs: int, seed: int, advance: Callable) -
     return encoder.eval(), head.eval()
 
 
-def spelling() -> Labels:
-    return characters(LETTERS)
-
-
 def judge(encoder: ConvEncoder, head: nn.Module, heard: Heard) -> dict[str, float]:
     """{"wer", "cer"} on features, as the network stands in the middle of training."""
-    labels, found = spelling(), [""] * len(heard.texts)
+    labels, found = characters(LETTERS), [""] * len(heard.texts)
     encoder.eval(), head.eval()
     with torch.inference_mode():
         for batch in batches(heard, None):
@@ -231,51 +224,38 @@ def model_of(hours: float, epochs: int, seed: int, retrain: bool) -> tuple[Path,
     if path.is_file() and not retrain:
         return path, data, 0.0
     started = time.monotonic()
-    trained = checkpoint(NAME, "", FRONT, *_parts(architecture()), LETTERS)
     heard = {}
     for split in ("train", "dev"):
         with step(f"features of {split}") as advance:
-            heard[split] = hear(trained.model.front, librispeech(data / split), advance)
+            heard[split] = hear(librispeech(data / split), advance)
     with step(f"train {NAME}") as advance:
         encoder, head = train(heard["train"], heard["dev"], epochs, seed, advance)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".train-") as temporary:
         written = Path(temporary, path.name)
-        nemo.save(checkpoint(NAME, "", FRONT, *_parts((encoder, head)), LETTERS), written)
+        model = SpeechModel(FRONT, encoder, head).eval()
+        nemo.save(Checkpoint(model, NAME, "", FRONT, LETTERS, NETWORK.head), written)
         written.rename(path)  # the cache never shows a half-written model
     return path, data, time.monotonic() - started
 
 
-def _parts(parts: tuple[ConvEncoder, nn.Module]) -> tuple:
-    return parts[0], "ctc", parts[1]
-
-
-def report(path: Path, data: Path, batch: int = 16) -> dict:
+def report(path: Path, data: Path) -> dict:
     """What the checkpoint, as it is read back, makes of the test split."""
-    from intq.speech.checkpoint import load
-
-    found: Checkpoint = load(path)
+    found = domain.load(str(path))
+    metadata = domain.metadata(found)
     with step(f"evaluate {path.name}") as advance:
-        return evaluate(
-            partial(predict, found.model),
-            found.model.frames,
-            characters(found.labels),
-            librispeech(data / "test"),
-            RATE,
-            batch=batch,
-            progress=advance,
+        given = {"limit": None, "batch": 16, "progress": advance}
+        return domain.evaluate(
+            domain.network(found), domain.reader(found, metadata), metadata, str(data / "test"), **given
         )
-
-
-def predict(model: nn.Module, samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return model(torch.from_numpy(samples) / 32768.0, torch.from_numpy(lengths)).numpy()
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_speech", description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=HOURS, help=f"of training speech to make (default {HOURS:g})")
-    parser.add_argument("--epochs", type=int, default=40, help="passes over the training speech (default 40)")
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help=f"passes over the training speech (default {EPOCHS})"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--retrain", action="store_true", help="train even when a trained model is in the cache")

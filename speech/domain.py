@@ -1,0 +1,192 @@
+"""Speech as the commands see it (the functions that :mod:`intq.domains` lists): transcripts, classes, voice activity.
+
+Importing this module needs NumPy alone; soundfile reads recordings, torch comes in with what loads and quantizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intq import dims
+from intq.errors import IntqError
+from intq.graph import Graph
+from intq.probes import shortest
+from intq.speech import answers, audio
+from intq.speech import data as utterances_of
+from intq.speech.decode import beam_search
+from intq.speech.evaluate import Predict, Progress
+from intq.speech.evaluate import evaluate as judged
+from intq.speech.reader import SAMPLES, Reader, of_metadata
+
+if TYPE_CHECKING:
+    from intq.speech.checkpoint import Checkpoint
+
+TASK_CLASSES = ("ForCTC",)
+OPTIONS = ("language_model",)
+SECONDS = 15.0  # of a recording that calibration hears at most
+RANDOM_SECONDS = 4.0
+PIECE_SECONDS = 60.0  # of a recording that goes through a network at a time
+
+
+def names() -> tuple[str, ...]:
+    """The architectures that `random` builds."""
+    from intq.speech.models import ARCHITECTURES
+
+    return tuple(ARCHITECTURES)
+
+
+def load(source: str) -> Checkpoint:
+    """The trained network in a `.nemo` archive, a folder of its files, or weights beside their YAML."""
+    from intq.speech.checkpoint import load
+
+    return load(source)
+
+
+def random(name: str, seed: int) -> Checkpoint:
+    """The architecture `name` at full size with random weights."""
+    from intq.speech.synthetic import random_checkpoint
+
+    return random_checkpoint(name, seed)
+
+
+def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `reader`, `run` and `evaluate` need, as JSON: it travels in the graph."""
+    value = {
+        "domain": "speech",
+        "model": checkpoint.name,
+        "source": checkpoint.source,
+        "head": checkpoint.head,
+        "labels": list(checkpoint.labels),
+        "sample_rate": checkpoint.sample_rate,
+        "longest": round(PIECE_SECONDS * checkpoint.sample_rate),
+        "shortest": checkpoint.sample_rate // 10,
+        "frames": "" if checkpoint.head == "classification" else dims.fitted(SAMPLES, checkpoint.model.frames),
+    }
+    if checkpoint.head == "ctc":
+        value["spelling"] = checkpoint.spelling().to_dict()
+    return value
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Nothing: the metadata holds what the labels spell."""
+
+
+def reader(source: Path | Checkpoint, metadata: Mapping[str, Any]) -> Reader:
+    """From recordings to samples; wherever the network is, its metadata knows."""
+    return of_metadata(metadata)
+
+
+def network(checkpoint: Checkpoint) -> Predict:
+    """The float network on the same samples: int16 (n, t), int32 (n,) of each its own -> float32 scores."""
+    import torch
+
+    def predict(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        real = torch.from_numpy(samples.astype(np.float32) / 32768)
+        with torch.inference_mode():
+            return checkpoint.model(real, torch.from_numpy(lengths).long()).numpy()
+
+    return predict
+
+
+# ---- quantize ----------------------------------------------------------------------------------------------------
+
+
+def calibration(checkpoint: Checkpoint, data: str | None, samples: int, seed: int) -> list[np.ndarray]:
+    """Recordings int16 (1, t): chosen at random from the data, or noise shaped like speech when there is none."""
+    rate = checkpoint.sample_rate
+    if data is None:
+        from intq.speech.synthetic import random_audio
+
+        noise = random_audio(samples, round(RANDOM_SECONDS * rate), rate, seed)
+        return list((noise * 32768).astype(np.int16)[:, None])
+    recordings = []
+    for each in utterances_of.sample(utterances_of.recordings(data), samples, seed):
+        duration = min(each.duration, SECONDS)
+        recordings.append(audio.read(each.path, rate, each.offset, duration)[0][None])
+    return recordings
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    data: str | None,
+    *,
+    samples: int,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Graph:
+    """The integer network of a checkpoint, from samples to scores, calibrated on the data."""
+    from intq.quantize import quantize
+
+    recordings = calibration(checkpoint, data, samples, seed)
+    graph = quantize(checkpoint.model, recordings, seed=seed, progress=progress, **options)
+    known = metadata(checkpoint)
+    known["shortest"] = max(known["shortest"], shortest(graph))
+    scale = graph.values[graph.outputs[0]].scale
+    return replace(graph, metadata={**graph.metadata, **known, "scale": scale})
+
+
+# ---- run, eval ---------------------------------------------------------------------------------------------------
+
+
+def run(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    inputs: Sequence[str],
+    *,
+    top: int,
+    language_model: str | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """What the network says to each recording: :mod:`intq.speech.answers`."""
+    decode = _decoder(reader, metadata, language_model)
+    return answers.run(predict, reader, metadata, inputs, top=top, decode=decode, progress=progress)
+
+
+def evaluate(
+    predict: Predict,
+    reader: Reader,
+    metadata: Mapping[str, Any],
+    data: str | None,
+    *,
+    limit: int | None,
+    batch: int,
+    language_model: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed recordings."""
+    if metadata["head"] != "ctc":
+        raise IntqError(f"{metadata['model']} writes no transcripts: `intq run` shows its answers")
+    if data is None:
+        raise IntqError(
+            "no data: give --data a folder in LibriSpeech's layout or a manifest with transcripts, or --download one "
+            f"of LibriSpeech's subsets ({', '.join(utterances_of.SUBSETS)})"
+        )
+    decode = _decoder(reader, metadata, language_model)
+    return judged(
+        predict,
+        reader.frames,
+        reader.labels,
+        utterances_of.utterances(data),
+        reader.rate,
+        decode=decode,
+        limit=limit,
+        batch=batch,
+        longest=reader.longest,
+        shortest=reader.shortest,
+        progress=progress,
+    )
+
+
+def _decoder(reader: Reader, metadata: Mapping[str, Any], language_model: str | None):
+    if language_model is None:
+        return None
+    if reader.labels is None:
+        raise IntqError(f"{metadata['model']} writes no transcripts: leave out --language-model")
+    return beam_search(reader.labels, metadata.get("scale", 1.0), Path(language_model))
