@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import fill
-from intq.speech import assets, nemo
+from intq.speech import assets, nemo, sections
 from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
 from intq.speech.packages import PACKAGED
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,20 @@ def load(source: str | Path) -> Checkpoint:
     path = path.resolve()
     found = nemo.read(path)
     try:
-        front = nemo.front_end(found.config)
-        encoder = nemo.encoder(found.config["encoder"])
-        head, decoder, labels = nemo.head(found.config, encoder.channels, found.tokenizer)
+        front, cepstra = sections.front_end(found.config)
+        encoder = sections.encoder(found.config["encoder"])
+        head, decoder, labels = sections.head(found.config, encoder.channels, found.tokenizer)
     except IntqError as error:
         raise IntqError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # settings of the wrong types
         raise IntqError(f"{source}: its configuration is not as NeMo writes it ({error!r})") from error
-    if front.bands != encoder.bands:
-        raise IntqError(f"{source}: the front end has {front.bands} bands, the encoder takes {encoder.bands}")
-    model = SpeechModel(front, encoder, decoder)
-    fill(model, found.state, str(source), type(encoder).__name__)
+    features = cepstra or front.bands
+    if features != encoder.bands:
+        raise IntqError(f"{source}: the front end gives {features} features, the encoder takes {encoder.bands}")
+    if found.config["crop_or_pad_augment"]:
+        log.warning("%s: NeMo cuts or fills every recording to one length; here it is taken as it is", source)
+    model = SpeechModel(front, encoder, decoder, cepstra)
+    _fill(model, found.state, str(source))
     return Checkpoint(model, path.stem, str(path), front, labels, head, found.tokenizer)
 
 
@@ -86,5 +93,11 @@ def _packaged(name: str) -> Checkpoint:
     found = PACKAGED[name](path)
     known = replace(architecture(name), front=found.front, labels=found.labels)
     model = known.build()
-    fill(model, found.state, name, type(model.encoder).__name__)
+    _fill(model, found.state, name)
     return Checkpoint(model, name, str(path), known.front, known.labels, known.head)
+
+
+def _fill(model: SpeechModel, state: Mapping[str, Tensor], source: str) -> None:
+    """The weights of encoder and head; the front end has none, and the cosines of cepstral coefficients are known."""
+    fixed = {key: value for key, value in model.state_dict().items() if not key.startswith(nemo.NETWORK)}
+    fill(model, {**state, **fixed}, source, type(model.encoder).__name__)

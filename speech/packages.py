@@ -121,7 +121,7 @@ def hama(folder: Path) -> Packaged:
     for name in ("weight", "bias"):
         state[f"decoder.decoder_layers.0.{name}"] = tensors[f"{place}proj.{name}"]
     labels = json.loads((folder / "g2p_vocab.json").read_text(encoding="utf-8"))["decoder"]
-    return Packaged(state, known.front, (*labels, "<wb>"))
+    return Packaged(state, known.front, (*labels, " "))  # the last one is the boundary of words
 
 
 def _pairs(values) -> list[tuple[Tensor, Tensor]]:

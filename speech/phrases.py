@@ -18,7 +18,7 @@ from intq.errors import IntqError
 from intq.speech.labels import normalized
 
 SHORTEST, LONGEST = 4, 14  # words of a phrase
-COMMON = 20  # how often a word occurs in the novels to be one of the common words
+COMMON = 50  # how often a word occurs in the novels to be one of the common words
 SPOKEN = {"mr": "mister", "mrs": "missus", "dr": "doctor", "esq": "esquire"}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 END = re.compile(r'[.;:!?"()]|--')  # of a phrase; a comma is inside one
@@ -27,7 +27,7 @@ END = re.compile(r'[.;:!?"()]|--')  # of a phrase; a comma is inside one
 def phrases(novels: Path) -> list[str]:
     """The different phrases of 4 to 14 common words, normalised as transcripts are, in alphabetical order.
 
-    novels: the file of the package. A common word occurs at least 20 times in the novels: there are some 2,600.
+    novels: the file of the package. A common word occurs at least 50 times in the novels: there are some 1,300.
     """
     found = [_words(piece) for text in _novels(novels) for piece in END.split(_plain(text))]
     count = Counter(word for words in found for word in words)

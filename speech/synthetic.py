@@ -27,9 +27,11 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = known.build().eval().requires_grad_(False)
-        randomize(model)
+        randomize(model.encoder)
+        randomize(model.decoder)
         rate = known.front.sample_rate
-        settle(model.encoder, model.front(torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed))))
+        audio = torch.from_numpy(random_audio(UTTERANCES, SECONDS * rate, rate, seed))
+        settle(model.encoder, model.cepstra(model.front(audio)))
     return Checkpoint(model, name, "", known.front, known.labels, known.head)
 
 

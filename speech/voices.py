@@ -1,7 +1,8 @@
 """Speakers that a package brings: the synthesizers espeak-ng (Debian espeak-ng) and flite, and one recorded voice.
 
-espeak-ng's speakers are an accent of English, one of its variants (the shape of the throat, so to say), a pitch and a
-speed. Its robots and whisperers are left out, and of variants in several editions all but one.
+espeak-ng's speakers are an accent (of its eight of English two of the United States and two of England), one of its
+variants (the shape of the throat, so to say), a pitch and a speed. Its robots and whisperers are left out, and of
+variants in several editions all but one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ import numpy as np
 from intq.errors import IntqError
 from intq.speech import audio
 
-ACCENTS = (
-    *("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland"),
-    *("en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc"),
-)
+ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp")
 VARIANTS = (
     *("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Alex", "Alicia", "Andrea"),
     *("Andy", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael"),

@@ -27,7 +27,7 @@ def novels(path, *texts):
 
 
 def test_phrases_are_of_common_words_and_end_where_sentences_do(tmp_path):
-    common = ["It was a very good day, and _they_ all went", "home; the day was so good that Mrs. Elton sang."] * 30
+    common = ["It was a very good day, and _they_ all went", "home; the day was so good that Mrs. Elton sang."] * 60
     rare = [
         "It was a perspicacious day! Was it? It was a good day, and",
         'they "all went home"',

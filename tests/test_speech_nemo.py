@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from intq.errors import IntqError
-from intq.frontend import FrontEnd
-from intq.speech import archive, nemo
+from intq.frontend import FrontEnd, mel_filters
+from intq.speech import archive, nemo, sections
 from intq.speech.checkpoint import Checkpoint, load
+from intq.speech.models import CEPSTRAL
 from intq.speech.models.conformer import ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
 from intq.speech.models.heads import HEADS
@@ -76,8 +77,8 @@ def config(**changes) -> dict:
 
 def state(model: dict) -> dict[str, torch.Tensor]:
     """Random weights for a configuration, with the front end's tables, which NeMo keeps beside them."""
-    encoder = nemo.encoder(model["encoder"])
-    _, head, _ = nemo.head({"labels": None, "tokenizer": None, **model}, encoder.channels, None)
+    encoder = sections.encoder(model["encoder"])
+    _, head, _ = sections.head({"labels": None, "tokenizer": None, **model}, encoder.channels, None)
     parts = nn.ModuleDict({"encoder": encoder, "decoder": head})
     torch.manual_seed(2)
     randomize(parts)
@@ -118,7 +119,7 @@ def test_read_as_nemo_writes_them(tmp_path):
 
 
 def test_the_encoder_of_the_yaml():
-    encoder = nemo.encoder(config()["encoder"])
+    encoder = sections.encoder(config()["encoder"])
     assert encoder.blocks == (
         BlockSettings(12, 5, stride=2, separable=True),
         BlockSettings(12, 11, 2, dropout=0.1, residual=True, separable=True),  # int(7 * 1.5) = 10, made odd
@@ -127,11 +128,11 @@ def test_the_encoder_of_the_yaml():
     block = {"filters": 8, "kernel": 3, "repeat": 1, "stride": 1, "dilation": 1, "dropout": 0, "residual": True}
     extended = {"residual_mode": "stride_add", "se": True, "se_reduction_ratio": 2, "se_context_size": 64}
     section = {"_target_": ASR + "ConvASREncoder", "feat_in": 8, "jasper": [block | extended, block]}
-    first, second = nemo.encoder(section).blocks
+    first, second = sections.encoder(section).blocks
     assert first.se and first.se_reduction_ratio == 2 and not second.se
     assert (first.residual_mode, second.residual_mode) == ("stride_add", "stride_add")  # inherited, as in NeMo
     dense = [block | {"residual_dense": True, "filters": width} for width in (6, 7)]
-    encoder = nemo.encoder(section | {"jasper": dense})
+    encoder = sections.encoder(section | {"jasper": dense})
     assert [len(layer.res) for layer in encoder.encoder] == [1, 2]
 
 
@@ -241,8 +242,10 @@ def test_conformers(tmp_path):
     ):
         with pytest.raises(IntqError, match=match):
             load(write_nemo(path, config(encoder=CONFORMER | change), saved(state(config()))))
+    other = random_checkpoint("hama")
+    model = SpeechModel(FrontEnd(16000, 400, 160, 512, 80), other.model.encoder, other.model.decoder)
     with pytest.raises(IntqError, match="NeMo has no such Conformer"):
-        nemo.save(replace(random_checkpoint("hama"), front=FrontEnd(16000, 400, 160, 512, 80)), path)
+        nemo.save(replace(other, model=model), path)
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):
@@ -256,7 +259,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         nemo.save(made("ctc"), path)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(IntqError, match="made: no version of NeMo has its front end"):
+    with pytest.raises(IntqError, match="no version of NeMo has this front end"):
         nemo.save(made("ctc", extra_frame=True), path)
 
 
@@ -297,7 +300,7 @@ def test_a_tokenizer(tmp_path):
         "_target_": ASR + "ConvASRDecoder",
         "feat_in": 10,
         "num_classes": 20,
-        "vocabulary": nemo.pieces(tokenizer),
+        "vocabulary": sections.pieces(tokenizer),
     }
     model = config(tokenizer=section, decoder=decoder)
     values = saved(state(model))
@@ -317,14 +320,16 @@ def test_a_tokenizer(tmp_path):
 def test_front_ends():
     def front(rate=None, version=None, **settings):
         section = {"_target_": ASR + "AudioToMelSpectrogramPreprocessor"} | settings
-        return nemo.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+        found, cepstra = sections.front_end({"preprocessor": section, "sample_rate": rate, "nemo_version": version})
+        assert cepstra is None
+        return found
 
     newest = FrontEnd(16000, 320, 160, 512, 8)
-    assert nemo.front_end({"nemo_version": None, **config()}) == newest
-    assert nemo.front_end(config(nemo_version="2.5.0rc0")) == newest
+    assert sections.front_end({"nemo_version": None, **config()}) == (newest, None)
+    assert sections.front_end(config(nemo_version="2.5.0rc0")) == (newest, None)
     old = FrontEnd(16000, 320, 160, 512, 8, padding="reflect", extra_frame=True)
     for version in ("0.11.0", "1.0.0rc1", "1.23.0", "2.4.0"):
-        assert nemo.front_end(config(nemo_version=version)) == old
+        assert sections.front_end(config(nemo_version=version)) == (old, None)
     assert front() == FrontEnd(16000, 320, 160, 512, 64)
     assert front(8000) == FrontEnd(8000, 160, 80, 256, 64)
     samples = {"n_window_size": 400, "n_window_stride": 100, "window_size": None, "window_stride": None}
@@ -336,7 +341,7 @@ def test_front_ends():
     assert front(**other) == FrontEnd(16000, 320, 160, 512, 64, **expected)
     assert front(log_zero_guard_type="clamp").guard_kind == "clamp"
     section = {"cls": ASR + "AudioToMelSpectrogramPreprocessor", "params": {"features": 80}}
-    assert nemo.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None}).bands == 80
+    assert sections.front_end({"preprocessor": section, "sample_rate": None, "nemo_version": None})[0].bands == 80
     for change, match in (
         ({"normalize": "all_features"}, "normalize is 'all_features'; taken are per_feature and none"),
         ({"normalize": {"fixed_mean": [0], "fixed_std": [1]}}, "taken are per_feature and none"),
@@ -344,12 +349,40 @@ def test_front_ends():
         ({"log": False}, "preprocessor.log is False"),
         ({"warp": 3}, "preprocessor has settings that are not taken: warp"),
         ({"window": "bartlett"}, "window_kind must be one of hann"),
-        ({"_target_": ASR + "AudioToMFCCPreprocessor"}, "AudioToMFCCPreprocessor; taken are AudioToMelSpectrogram"),
+        (
+            {"_target_": ASR + "AudioToSpectrogramPreprocessor"},
+            "AudioToSpectrogramPreprocessor; taken are AudioTo",
+        ),
+        ({"_target_": ASR + "AudioToMFCCPreprocessor", "n_mfcc": 65}, "n_mfcc is 65, more than its 64 bands"),
+        ({"_target_": ASR + "AudioToMFCCPreprocessor", "norm": None}, "preprocessor.norm is None; taken is 'ortho'"),
     ):
         with pytest.raises(IntqError, match=match):
             front(**change)
     with pytest.raises(IntqError, match="nemo_version is 'new'"):
         front(version="new")
+
+
+def test_cepstral_coefficients(tmp_path, caplog):
+    section = {"_target_": ASR + "AudioToMFCCPreprocessor", "window_size": 0.025, "window_stride": 0.01, "n_fft": 512}
+    model = config(preprocessor=section | {"window": "hann", "n_mels": 20, "n_mfcc": 8})
+    path, samples = tmp_path / "net.nemo", torch.from_numpy(random_audio(2, 4800))
+    found = load(write_nemo(path, model))
+    assert found.front == replace(CEPSTRAL, bands=20)
+    with torch.no_grad():  # torchaudio's MFCC, step by step
+        window = torch.hann_window(400)
+        power = torch.stft(samples, 512, 160, 400, window, return_complex=True).abs().square()
+        bands = torch.log(torch.from_numpy(mel_filters(found.front)).float() @ power + 1e-6)
+        k, b = torch.arange(8)[:, None], torch.arange(20)
+        cosines = torch.cos(torch.pi / 20 * (b + 0.5) * k) * (2 / 20) ** 0.5
+        cosines[0] *= 0.5**0.5
+        expected = found.model.decoder(found.model.encoder(cosines @ bands))
+    logits = found.model(samples)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    nemo.save(found, path)
+    assert torch.equal(load(path).model(samples), logits)
+    caplog.clear()
+    load(write_nemo(path, model | {"crop_or_pad_augment": {"audio_length": 128}}))
+    assert "NeMo cuts or fills every recording to one length; here it is taken as it is" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -371,7 +404,7 @@ def test_front_ends():
         ({"encoder__jasper": [{"filters": 8, "kernel": [3], "future_context": 2}]}, "future_context is 2"),
         ({"encoder__jasper": [{"kernel": [3]}]}, "is not as NeMo writes it"),
         ({"encoder__jasper": 7}, "is not as NeMo writes it"),
-        ({"encoder__feat_in": 9}, "the front end has 8 bands, the encoder takes 9"),
+        ({"encoder__feat_in": 9}, "the front end gives 8 features, the encoder takes 9"),
         ({"sample_rate": "${model.rate}"}, r"refers to \$\{model.rate\}, which it does not hold"),
         ({"sample_rate": "${sample_rate}"}, "refers to itself"),
     ],
@@ -454,9 +487,16 @@ def test_absurd_sizes_and_damage(tmp_path, monkeypatch):
         patch.setattr(archive, "MOST_MEMBERS", 1)
         with pytest.raises(IntqError, match="is absurdly large: expected at most 1 files"):
             load(path)
-    with pytest.raises(IntqError, match=r"bytes, expected at most"):
-        write_nemo(path, config(labels=["x" * (17 << 20)]))
-        load(path)
+    anchors = "".join(f"a{i}: &a{i} [{', '.join(['x' if i == 0 else f'*a{i - 1}'] * 10)}]\n" for i in range(9))
+    (tmp_path / "net.yaml").write_text(anchors + "labels: *a8\n")  # a thousand million names in 500 bytes
+    torch.save(state(config()), tmp_path / "net.pt")
+    monkeypatch.setattr(nemo, "MOST_SETTINGS", 20_000)
+    with pytest.raises(IntqError, match="refers to itself, or to absurdly much"):
+        load(tmp_path / "net.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(nemo, "LONGEST_CONFIG", 100)
+        with pytest.raises(IntqError, match=r"bytes, expected at most 100"):
+            load(path)
     for mode in ("w", "w:gz", "w:xz"):
         content = write_nemo(tmp_path / "whole.nemo", config(), mode=mode).read_bytes()
         for damaged in (

@@ -24,20 +24,25 @@ COMMANDS = tuple(_WORDS.split())
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name, without weights. encoder: the settings of its encoder; labels: without CTC's blank."""
+    """A network by name, without weights.
+
+    encoder: the settings of its encoder; cepstra: how many it takes in place of the front end's bands, if it does;
+    labels: without CTC's blank.
+    """
 
     name: str
     front: FrontEnd
     encoder: tuple[BlockSettings, ...] | ConformerSettings
     head: Head
     labels: tuple[str, ...]
+    cepstra: int | None = None
 
     def build(self) -> SpeechModel:
         """The network, untrained."""
         settings = self.encoder
         conformer = isinstance(settings, ConformerSettings)
-        encoder = ConformerEncoder(settings) if conformer else ConvEncoder(self.front.bands, settings)
-        return SpeechModel(self.front, encoder, HEADS[self.head](encoder.channels, len(self.labels)))
+        encoder = ConformerEncoder(settings) if conformer else ConvEncoder(self.cepstra or self.front.bands, settings)
+        return SpeechModel(self.front, encoder, HEADS[self.head](encoder.channels, len(self.labels)), self.cepstra)
 
 
 def _front(window_ms: int, bands: int, normalize: str) -> FrontEnd:
@@ -45,6 +50,23 @@ def _front(window_ms: int, bands: int, normalize: str) -> FrontEnd:
     rate = 16000
     return FrontEnd(rate, rate * window_ms // 1000, rate // 100, 512, bands, normalize=normalize)
 
+
+# The spectrum behind NeMo's cepstral coefficients, which it leaves to torchaudio.
+CEPSTRAL = FrontEnd(
+    16000,
+    400,
+    160,
+    512,
+    64,
+    periodic=True,
+    preemphasis=0.0,
+    guard=1e-6,
+    normalize="none",
+    padding="reflect",
+    extra_frame=True,
+    mel_norm=None,
+    mel_scale="htk",
+)
 
 _QUARTZNET = ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))  # (filters, kernel) of each kind of block
 _JASPER = ((256, 11, 0.2), (384, 13, 0.2), (512, 17, 0.2), (640, 21, 0.3), (768, 25, 0.3))  # and its dropout
@@ -101,8 +123,7 @@ ARCHITECTURES = {
         Architecture("jasper10x5", _front(20, 64, "per_feature"), jasper(2), "ctc", LETTERS),
         # A decision every 20 ms, from 80 bands as they are.
         Architecture("marblenet", _front(25, 80, "none"), matchboxnet(2, stride=2), "frames", VOICE),
-        # Published on 64 cepstral coefficients, here on the 64 bands that those are a rotation of.
-        Architecture("matchboxnet", _front(25, 64, "none"), matchboxnet(1), "classification", COMMANDS),
+        Architecture("matchboxnet", CEPSTRAL, matchboxnet(1), "classification", COMMANDS, cepstra=64),
         Architecture(
             "conformer-ctc-small",  # 13 million weights
             _front(25, 80, "per_feature"),
