@@ -145,11 +145,14 @@ def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None
     has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
     q = weights.q.numpy().astype(np.int8)
     scale, bias = (t.double().numpy() for t in (weights.scale, weights.bias))
+    op, geometry, packed = laid_out(node, q, has)
+    mask = e.kept(node.inputs[0], node) if op != "linear" and reaches_beyond(node) else []
     inputs, reals, sums = [x], [has.scale * scale / quant.scale], q.reshape(q.shape[0], -1).astype(np.int64).sum(1)
     zeros = [has.zero_point * sums]  # what the terms' zero points add, in units of the terms
     if wide:
         high, low = halves(e, node, x)
-        inputs = [low, high_sums(e, node, high, np.ascontiguousarray(q))]
+        meaning = Quant(high.dtype, high.scale, high.zero_point)
+        inputs = [low, high_sums(e, node, op, [high, *mask], geometry, laid_out(node, q, meaning)[2])]
         reals, zeros = [reals[0], high.scale / low.scale * reals[0]], [0 * sums, high.zero_point * sums]
     rest = node.inputs[1:]
     if rest and not wide:
@@ -177,10 +180,8 @@ def _contraction(e: _Emitter, node: FloatNode, function: FloatNode | None = None
             attrs["level"] = (int(quant.zero_point) << curve.drop) + (1 << curve.drop >> 1)
     low, high = quant.limits(*(-math.inf, math.inf) if function is not None else (node.low, node.high))
     attrs |= {"low": low, "high": high}
-    op, geometry, weights = laid_out(node, q, has)
-    if op != "linear" and reaches_beyond(node):
-        inputs += e.kept(node.inputs[0], node)
-    return e.add(op, name, inputs, quant, function or node, attrs | geometry, constants | weights), order
+    inputs += mask
+    return e.add(op, name, inputs, quant, function or node, attrs | geometry, constants | packed), order
 
 
 def laid_out(node: FloatNode, q: np.ndarray, has: Quant) -> tuple[str, dict, dict]:
@@ -217,7 +218,8 @@ def _sum_of_three(e: _Emitter, node: FloatNode):
     )
     alone = copy.copy(e)
     alone.plan, alone.quants = plan, plan.quants
-    e.at[name] = _contraction(alone, replace(node, name=name, inputs=node.inputs[:1], attrs={}))
+    unlimited = {key: value for key, value in node.attrs.items() if key not in ("low", "high")}
+    e.at[name] = _contraction(alone, replace(node, name=name, inputs=node.inputs[:1], attrs=unlimited))
     alone.at = e.at
     return _add(alone, replace(node, inputs=(name, node.inputs[1])))
 

@@ -175,17 +175,16 @@ def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
     return e.made[key]
 
 
-def high_sums(e, node: FloatNode, high: Value, weight: np.ndarray) -> Value:
-    """The sums of the high halves as they are, int32: what the linear layer of the low halves adds 256 of."""
-    co = len(weight)
-    constants = {
-        "weight": weight,
+def high_sums(e, node: FloatNode, op: str, inputs: list[Value], geometry: dict, weights: dict) -> Value:
+    """The sums of the high halves as they are, int32: what the layer of the low halves adds 256 of."""
+    co = len(weights["weight"])
+    constants = weights | {
         "multiplier": np.full(co, 2**30, np.int32),
         "offset": np.zeros(co, np.int64),
         "shift": np.full(co, 30, np.int32),
     }
-    attrs = dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
-    return e.add("linear", f"{node.name}.high", [high], Quant("int32", 1.0, 0), node, attrs, constants)
+    attrs = geometry | dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
+    return e.add(op, f"{node.name}.high", inputs, Quant("int32", 1.0, 0), node, attrs, constants)
 
 
 EMIT = {

@@ -19,15 +19,15 @@ GRID = 4097
 
 
 def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
-    """The linear layers that read 16 bits: of the patterns that match a layer's path the last counts.
+    """The layers that read 16 bits: of the patterns that match a layer's path the last counts.
 
     Raises IntqError for a pattern that matches none.
     """
-    layers = [node for node in graph.nodes if node.op == "linear"]
+    layers = [node for node in graph.nodes if node.op in ("linear", "conv1d")]
     for pattern in bits:
         if not any(fnmatchcase(node.module, pattern) for node in layers):
             known = ", ".join(node.module for node in layers[:4])
-            raise IntqError(f"no linear layer is called {pattern!r}; there are {known}, ...")
+            raise IntqError(f"no layer is called {pattern!r}; there are {known}, ...")
     chosen = {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
     return frozenset(name for name, b in chosen.items() if b == 16)
 
