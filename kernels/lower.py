@@ -27,6 +27,7 @@ from intq.kernels.cpu.log_mel import log_mel
 from intq.kernels.cpu.normalize import frame_mask, normalize_frames
 from intq.kernels.cpu.plan import Plan, of_node
 from intq.kernels.cpu.pointwise import lookup, pointwise
+from intq.kernels.cpu.relative import relative
 from intq.kernels.cpu.tokens import mean_tokens
 from intq.kernels.library import Library, description, kernel_key, structure
 from intq.kernels.targets import choose
@@ -176,6 +177,11 @@ def _frame_mask(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
     return frame_mask("kernel", OPS[node.op].body, node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
 
+def _relative(node: Node, inputs, arrays, isa: str) -> tirx.PrimFunc:
+    distances, rescale, body = heads.distances_of(isa, node), pack.rescale_of(node, inputs), OPS[node.op].body
+    return relative("kernel", distances, body, node.attrs, rescale, _tensor(inputs[0]), _tensor(node.output))
+
+
 def _move(write: Callable) -> Callable:
     return lambda node, inputs, arrays, isa: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
 
@@ -199,6 +205,7 @@ _WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "tokens": _mean_tokens,
     "embedding": _embedding,
     "attention": _attention,
+    "relative": _relative,
     "spectrum": _log_mel,
     "frames": _normalize_frames,
     "mask": _frame_mask,

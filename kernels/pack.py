@@ -25,6 +25,7 @@ PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one colu
 
 NO_RESCALE = (
     *EMBEDDING_TABLES,
+    "distances",
     "epsilon",
     "weight",
     "pad_value",
@@ -61,6 +62,9 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
         out = frames.log_mel_arrays(node, rescale_of(node, inputs), isa)
     elif node.op == "normalize_frames":
         out = [normalize_array(node, inputs)]
+    elif node.op == "relative":
+        table = heads.distance_columns(heads.distances_of(isa, node), constants["distances"])
+        out = [*table, rescale_array(node, inputs, isa)]
     elif node.op == "embedding":
         out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(node, inputs, isa)]
     elif node.op != "avg_pool2d" and "shift" in constants:

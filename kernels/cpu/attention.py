@@ -39,13 +39,15 @@ from intq.kernels.cpu.product import Matrix, multiply_add, product
 from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.shuffle import fold
 from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
-from intq.ops.attention import mean_of, share_of, weight_of
+from intq.ops.attention import mean_of, share_of, split, weight_of
 
 STATE = (
     "head",  # that is packed, and of the unit that waits; none is -1
     "origin",  # where that begins
     "row",  # the first query of the unit that waits
     "last",  # unit of the thread
+    "unit",  # sample and head of the unit at hand, and its first query
+    "query",
 )
 
 
@@ -58,7 +60,7 @@ class SumDialect(TvmDialect):
 
 
 def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs, output) -> tirx.PrimFunc:
-    """The kernel (q, k, v, [mask], scalars, curve, out). ``inputs``, ``output``: (shape, dtype).
+    """The kernel (q, k, v, [bias], [mask], scalars, curve, out). ``inputs``, ``output``: (shape, dtype).
 
     ``arithmetic``: of :func:`intq.kernels.cpu.heads.arithmetic`; ``base``: see :class:`intq.kernels.pack.Rescale`.
     """
@@ -69,7 +71,8 @@ def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs
 
     def body(*arguments):
         sizes = dict(zip(names, arguments, strict=False))
-        q, k, v, *mask, scalars, curve, out = arguments[len(names) :]
+        *given, scalars, curve, out = arguments[len(names) :]
+        (q, k, v), bias, mask = split(given, attrs)
         with parallel_region():
             _Writer(
                 heads,
@@ -78,13 +81,18 @@ def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs
                 base,
                 i64(sizes.get(batch, batch)),
                 i64(sizes.get(tokens, tokens)),
-                {"q": q, "k": k, "v": v, "mask": mask[0] if mask else None, "out": out},
+                {"q": q, "k": k, "v": v, "out": out} | _first(bias=bias, mask=mask),
                 {key: T.Bind(scalars[i64(i)]) for i, key in enumerate(SCALARS)},
                 word_tables(curve) if arithmetic == "words" else tables(curve, heads.isa),
             ).write()
 
     packed = [((len(SCALARS),), "int64"), ((CURVE * TABLE,), "int32")]
     return kernel(name, [*inputs, *packed, output], body, names)
+
+
+def _first(**given: tuple) -> dict:
+    """Each of these, or None where there is none."""
+    return {name: values[0] if values else None for name, values in given.items()}
 
 
 _DIALECTS = {"words": WordDialect, "narrow": NarrowDialect, "wide": TvmDialect}
@@ -156,6 +164,7 @@ class _Writer:
                     packer.pack_keys(memory, self.buffers["k"], origin)
                     packer.pack_values(memory, self.buffers["v"], origin)
                 packer.copy_rows(memory.queries, self.buffers["q"], origin, row)
+                memory.state["unit"], memory.state["query"] = head, row
                 self._scores_to_weights(memory, keys)
                 weights, values = Matrix(memory.weights, i64(0), keys), Matrix(memory.values, i64(0), keys)
                 sums = Matrix(memory.sums, i64(0), heads.columns)
@@ -233,7 +242,26 @@ class _Writer:
         a = Matrix(memory.queries, i64(0), heads.depth)
         b = Matrix(memory.keys, block * (width * heads.depth), heads.depth)
         first, out = Matrix(memory.first, block * width, 0), Matrix(memory.scores, self._slot(block), heads.pitch)
+        if self.buffers["bias"] is not None:
+            self._bias(memory, block)
+            first = out
         product(heads.isa.name, a, b, width // TILE, out, first)
+
+    def _bias(self, memory, block) -> None:
+        """What the scores of a block begin with, where each query and key have a bias of their own."""
+        lanes, width, s, bias = self.layout.lanes, self.layout.block, self.tokens, self.buffers["bias"]
+        slot, key = T.Bind(self._slot(block)), T.Bind(block * width)
+        with serial(ROWS) as r:
+            row = T.Bind((memory.state["unit"] * s + tirx.min(memory.state["query"] + r, s - 1)) * s)
+            to = T.Bind(slot + r * self.heads.pitch)
+            with T.If(key + width <= s):
+                with T.Then():
+                    for i in range(0, width, lanes):
+                        more = bias[ramp(row + key + i, lanes)] + memory.first[ramp(key + i, lanes)]
+                        T.buffer_store(memory.scores, more, [ramp(to + i, lanes)])
+                with T.Else(), serial(width) as i:
+                    own = bias[row + tirx.min(key + i, s - 1)]
+                    T.buffer_store(memory.scores, own + memory.first[key + i], [to + i])
 
     def _maxima(self, memory, block) -> None:
         """Of each row, a maximum in every lane."""

@@ -14,7 +14,7 @@ from intq.curves import PLACE_BITS, TOP
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS, Isa
 from intq.kernels.cpu.runs import Run, runs
-from intq.ops.attention import FAR
+from intq.ops.attention import FAR, ZERO_POINT
 
 ROWS = 16  # queries that a thread takes at a time
 TILE = 16  # columns of a tile
@@ -109,6 +109,62 @@ class Heads:
         return Run(0, self.layout.block, bool(self.isa.quads))
 
 
+@dataclass(frozen=True)
+class Distances:
+    """The table of :mod:`intq.ops.relative`: ``count`` heads of ``size`` channels, at most ``longest`` tokens.
+
+    Its rows become the columns of a product, with room before and behind: distance 0 is column ``zero``, such that 16
+    queries from a multiple of 16 on begin at a whole tile.
+    """
+
+    isa: Isa
+    count: int
+    size: int
+    longest: int
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.isa.name]
+
+    @property
+    def channels(self) -> int:
+        return self.count * self.size
+
+    @property
+    def depth(self) -> int:
+        return _whole(self.size, self.layout.depth)
+
+    @property
+    def zero(self) -> int:
+        return _whole(self.longest, ROWS) + ROWS - 1
+
+    @property
+    def columns(self) -> int:
+        """Of a head, a whole number of tiles: what the last queries' product reads too."""
+        return _whole(self.zero + self.longest + ROWS, TILE) + 4 * TILE
+
+    @property
+    def pitch(self) -> int:
+        """Of the sums of a query."""
+        return _whole(self.longest + ROWS - 1, 4 * TILE) + TILE
+
+
+def distances_of(isa: str, node: Node) -> Distances:
+    heads, _, size = node.constants["distances"].shape
+    return Distances(ISAS[isa], heads, size, node.attrs["longest"])
+
+
+def distance_columns(distances: Distances, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The table tile by tile as :func:`intq.kernels.cpu.product.product` takes it, and what its sums begin with."""
+    d, layout = distances, distances.layout
+    wide = np.zeros((d.count, d.columns, d.depth), np.int64)
+    start = d.zero - (d.longest - 1)
+    wide[:, start : start + table.shape[1], : d.size] = table
+    first = -ZERO_POINT * wide.sum(2) if layout.corrected else np.zeros(wide.shape[:2])
+    tiles = wide.reshape(d.count, -1, TILE, d.depth // layout.pair, layout.pair).swapaxes(2, 3)
+    return tiles.astype(layout.right).ravel(), first.astype(np.int32).ravel()
+
+
 def of_node(isa: str, node: Node) -> Heads:
     tokens = node.output.shape[1]
     longest = tokens if isinstance(tokens, int) else node.attrs["longest"]
@@ -130,7 +186,8 @@ class Reach:
 
 def reach_of(node: Node) -> Reach:
     multiplier, offset, shift = (int(node.constants[f"score_{name}"]) for name in ("multiplier", "offset", "shift"))
-    span = node.attrs["size"] << 15  # two scores differ by less than that: |(q - 128) (k - 128)| <= 2**14
+    # two scores differ by less than that: |(q - 128) (k - 128)| <= 2**14
+    span = (node.attrs["size"] << 15) + 2 * node.attrs.get("bias", 0)
     masked = FAR
     if multiplier > 0:
         least = max(1, -((offset - (TOP << shift)) // multiplier))  # the least distance whose argument is TOP

@@ -54,7 +54,7 @@ class Packer:
         with serial(ROWS) as r:
             at = T.Bind(origin + tirx.min(first + r, self.tokens - 1) * heads.channels)
             for run in runs(heads.size, (), 64):
-                x = _operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
+                x = operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
                 T.buffer_store(panel, x, [ramp(r * heads.depth + run.start, run.width)])
 
     def pack_keys(self, memory, source, origin) -> None:
@@ -104,17 +104,17 @@ class Packer:
             return tile * TILE * self.keys + (group * TILE + lane) * layout.pair
 
         if run.quad or layout.pair == 1:
-            loaded = [T.Bind(_operand(source[ramp(at + run.start, run.width)], layout.right)) for at in rows]
+            loaded = [T.Bind(operand(source[ramp(at + run.start, run.width)], layout.right)) for at in rows]
             for column, packed in _interleaved(loaded, run):
                 T.buffer_store(values, packed, [ramp(place(column), lanes_of(packed))])
             return
         with serial(run.width) as column:
             for i, at in enumerate(rows):
-                element = _operand(source[at + (run.start + column)], layout.right)
+                element = operand(source[at + (run.start + column)], layout.right)
                 T.buffer_store(values, element, [place(column) + i])
 
 
-def _operand(x, dtype: str):
+def operand(x, dtype: str):
     """Loaded bytes as a product takes them: without their zero point, unless they stay unsigned."""
     count = lanes_of(x)
     if dtype == "int8":

@@ -39,7 +39,7 @@ class Matrix:
 def product(isa: str, a: Matrix, b: Matrix, tiles: int, out: Matrix, first: Matrix | None = None) -> None:
     """16 rows of ``a`` by so many tiles of ``b``, whose K is a multiple of the layout's depth or of its block of keys.
 
-    ``first``: one row; zeros if None.
+    ``first``: one row, or with a pitch one for each; zeros if None. It may be ``out`` itself.
     """
     write = _amx if isa == "amx" else _vectors
     for c in range(0, tiles, AT_ONCE):
@@ -53,8 +53,9 @@ def _amx(layout: Layout, a: Matrix, b: Matrix, tiles: int, out: Matrix, first: M
     for c in range(tiles):
         if first is None:
             amx_instruction("tilezero", tile(c))
-        else:  # every row of the tile is the same memory
-            amx_instruction("tileloadd64", tile(c), T.address_of(first.buffer[first.at + c * TILE]), i64(0))
+        else:  # with a pitch of 0 every row of the tile is the same memory
+            pitch = i64(4 * first.pitch)
+            amx_instruction("tileloadd64", tile(c), T.address_of(first.buffer[first.at + c * TILE]), pitch)
     with serial(b.pitch // step) as s:
         amx_instruction("tileloadd64", tile(4), T.address_of(a.buffer[a.at + s * step]), i64(a.pitch))
         for c in range(tiles):
@@ -73,10 +74,11 @@ def _vectors(layout: Layout, a: Matrix, b: Matrix, tiles: int, out: Matrix, firs
             columns = range(0, min(at_once, tiles - c) * TILE, lanes)
             sums = [local(at_once * TILE, "int32") for _ in range(AT_ONCE)]
             for column in columns:
-                begin = splat(0, "int32", lanes)
-                if first:
-                    begin = T.Bind(first.buffer[ramp(first.at + c * TILE + column, lanes)])
-                for total in sums:
+                for r, total in enumerate(sums):
+                    begin = splat(0, "int32", lanes)
+                    if first:
+                        row = (block * AT_ONCE + r) * first.pitch if first.pitch else 0
+                        begin = first.buffer[ramp(first.at + row + (c * TILE + column), lanes)]
                     T.buffer_store(total, begin, [ramp(column, lanes)])
             with serial(b.pitch // pair) as k:
                 right = {}
