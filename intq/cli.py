@@ -34,7 +34,13 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output f
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder written by `intq quantize`.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
 
-WEIGHTS = {"weight", "word", "position", "segment"}  # the constants that count as parameters: of layers, and tables
+WEIGHTS = {
+    "weight",
+    "word",
+    "position",
+    "segment",
+    "distances",
+}  # the constants that count as parameters: of layers, and tables
 
 command = functools.partial(console.command, app)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from intq.curves import Curve, fit
+from intq.errors import IntqError
 from intq.fixedpoint import dyadic_terms, offset_of
 from intq.floatgraph import FloatNode, evaluate
 from intq.functions import FUNCTIONS
@@ -93,6 +94,7 @@ def attention(e, node: FloatNode):
     order, quant = (0, 1, 2), e.quants[node.name]
     inputs = [e.in_order(name, order) for name in node.inputs[:3]]
     inputs += [e.at[name][0] for name in node.inputs[3:]] + e.kept(node.inputs[1], node)
+    biased = {"bias": max(-inputs[3].low, inputs[3].high)} if node.attrs.get("biased") else {}
     q, k, v = (e.quants[name].scale for name in node.inputs[:3])
     exponential = FUNCTIONS[node.attrs.get("exponential", "exp")]
 
@@ -113,8 +115,30 @@ def attention(e, node: FloatNode):
         "shift": shift,
     }
     heads, channels = node.attrs["heads"], node.shape[-1]
-    attrs = {"heads": heads, "size": channels // heads, "longest": e.most(node.shape[1]), "drop": curve.drop}
+    attrs = {"heads": heads, "size": channels // heads, "longest": e.most(node.shape[1]), "drop": curve.drop} | biased
     return e.add("attention", node.name, inputs, quant, node, attrs | limits(node, quant), constants), order
+
+
+def relative(e, node: FloatNode):
+    """The vectors of distances in 8 bits, as many as the longest input has."""
+    x, quant = e.in_order(node.inputs[0], (0, 1, 2), eight_bits=True), e.quants[node.name]
+    table, longest = node.parameters["table"].double().numpy(), e.most(node.shape[2])
+    most = (table.shape[1] + 1) // 2
+    if longest > most:
+        raise IntqError(f"{node.module}: has distances for {most} tokens, but the network takes {longest}")
+    table = table[:, most - longest : most + longest - 1]
+    step = np.abs(table).max() / WORD_LIMIT or 1.0
+    (multiplier,), shift = dyadic_terms(
+        [e.plan.eight_bits(node.inputs[0]).scale * step * node.attrs["scale"] / quant.scale]
+    )
+    constants = {
+        "distances": np.rint(table / step).astype(np.int8),
+        "multiplier": multiplier,
+        "offset": offset_of(0.0, shift, 0),
+        "shift": shift,
+    }
+    attrs = {"longest": longest, **limits(node, quant)}
+    return e.add("relative", node.name, [x], quant, node, attrs, constants), (0, 1, 2, 3)
 
 
 def mean_tokens(e, node: FloatNode):
@@ -192,6 +216,7 @@ EMIT = {
     "embedding": embedding,
     "layer_norm": layer_norm,
     "attention": attention,
+    "relative": relative,
     "mean_tokens": mean_tokens,
     "shift": shift,
 }

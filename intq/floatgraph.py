@@ -19,8 +19,9 @@ embedding       ids                         any of word, position, segment (rows
                                             positions, padding, separator as in :mod:`intq.ops.embedding`
 mask            ids                         padding: 1 where the id is another, else 0; (n, tokens)
 layer_norm      x                           weight, bias; epsilon; over the last axis
-attention       q, k, v [, mask]            heads, scale: softmax(scale q k^T) v per head; (n, tokens, c), or (n, head,
-                                            token, size) as captured
+attention       q, k, v [, bias] [, mask]   heads, scale, [biased]: softmax(scale q k^T + bias) v per head; (n, tokens,
+                                            c), or (n, head, token, size) as captured; bias (n, head, token, token)
+relative        q (n, tokens, c)            table (heads, 2 L - 1, size), scale: a bias, :mod:`intq.operators`
 mean_tokens     x (n, tokens, c) [, mask]   the mean over the tokens that the mask keeps
 log_mel         samples                     settings (JSON of :class:`intq.frontend.FrontEnd`): (n, frames, bands)
 normalize_frames  x (n, frames, c)          epsilon, correction: (x - mean) / (deviation + epsilon) over the frames
@@ -50,7 +51,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intq import frontend  # noqa: F401 (its operators)
+from intq import frontend, operators  # noqa: F401 (torch.ops.intq)
 from intq.functions import FUNCTIONS
 
 BATCH, TOKENS, SAMPLES = "n", "s", "t"
@@ -275,12 +276,15 @@ def _layer_norm(node: FloatNode, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, node.attrs["epsilon"])
 
 
-def _attention(node: FloatNode, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def _attention(node: FloatNode, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
     shape, heads = q.shape, node.attrs["heads"]
     if q.ndim == 3:
         q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (n, head, token, size)
-    kept = None if mask is None else (mask > 0)[:, None, None]
-    y = F.scaled_dot_product_attention(q, k, v, kept, scale=node.attrs["scale"])
+    bias, mask = (more[0], more[1:]) if node.attrs.get("biased") else (None, more)
+    for kept in mask:
+        left_out = torch.where(kept[:, None, None] > 0, 0.0, -math.inf)
+        bias = left_out if bias is None else bias + left_out
+    y = F.scaled_dot_product_attention(q, k, v, bias, scale=node.attrs["scale"])
     return y.transpose(1, 2).reshape(shape) if len(shape) == 3 else y
 
 
@@ -305,6 +309,7 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
         x, node.attrs["epsilon"], node.attrs["correction"]
     ),
     "attention": _attention,
+    "relative": lambda node, q: torch.ops.intq.relative_scores(q, node.parameters["table"].to(q), node.attrs["scale"]),
     "mean_tokens": _mean_tokens,
     "add": lambda node, a, b: a + b,
     "mul": lambda node, a, b: a * b,

@@ -252,7 +252,7 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
         fresh = [n for n in names if n not in makers or makers[n].op not in MOVES]
         seen = [histograms[n] for n in fresh]
         known = [options.ranges[makers[n].module] for n in fresh if n in makers and makers[n].module in options.ranges]
-        symmetric = any(user.op == "attention" for name in names for user in users[name])
+        symmetric = any(user.op in ("attention", "relative") for name in names for user in users[name])
         low, high = choose_range(
             [*seen, *map(mirrored, seen)] if symmetric else seen, options.method, _reader(names, users)
         )
@@ -275,6 +275,10 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
     lifted = lifted_functions(graph, curved, frozenset(wide))
     for name in lifted:  # what the polynomials compute with, before the channel's scale and the rounding to 8 bits
         quants[name] = Quant("int16", quants[users[name][0].name].scale / 2**FINE_BITS, 0)
+    for node in graph.nodes:
+        if node.op == "attention" and node.attrs.get("biased"):  # in the unit of the products that it is added to
+            q, k, _, bias, *_ = node.inputs
+            quants[bias] = Quant("int32", quants[q].scale * quants[k].scale * node.attrs["scale"], 0)
     for name in curved:
         function = users[name][0]
         result = quants[users[function.name][0].name if function.name in lifted else function.name]

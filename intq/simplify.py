@@ -12,7 +12,13 @@ from dataclasses import replace
 
 import torch
 
-from intq.affines import affine_of_concat, concat_of_affines, fold_affine_backward, fold_affine_forward
+from intq.affines import (
+    affine_of_concat,
+    concat_of_affines,
+    copy_for_affines,
+    fold_affine_backward,
+    fold_affine_forward,
+)
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, channel_axis
 from intq.frames import channels_last
 from intq.rewriter import Rewriter, clamps, renamed, without_unused
@@ -33,6 +39,7 @@ def simplify(graph: FloatGraph) -> FloatGraph:
         _compose_functions,
         _pads_to_convolutions,
         _split_contractions,
+        copy_for_affines,
         affine_of_concat,
         fold_affine_backward,
         concat_of_affines,

@@ -25,6 +25,7 @@ ROOMS = (
     {"intq.functions", "intq.backends"},
     {
         "intq.frontend",
+        "intq.operators",
         "intq.floatgraph",
         "intq.rewriter",
         "intq.aten",

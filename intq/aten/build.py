@@ -47,6 +47,10 @@ class Build:
     vocabulary: int = 0
     masks: dict[int, str] = field(default_factory=dict)
 
+    def made(self, name: str) -> FloatNode:
+        """The node that makes a value."""
+        return next(node for node in self.nodes if node.name == name)
+
     def emit(self, op: str, *inputs: str, shape: tuple | None = None, parameters: dict | None = None, **attrs) -> str:
         base = (
             self.module

@@ -137,17 +137,26 @@ def _attention(build, query, key, value, attn_mask=None, dropout_p=0.0, is_causa
     shape = build.shapes[query]
     if len(shape) != 4 or not shape == build.shapes[key] == build.shapes[value]:
         raise Unsupported(f"q, k and v must have one shape (batch, head, token, channel), got {shape}")
-    inputs = [query, key, value]
-    if isinstance(attn_mask, Derived):
+    inputs, attrs = [query, key, value], {}
+    if isinstance(attn_mask, str) and build.made(attn_mask).op == "relative":
+        inputs, attrs = [*inputs, attn_mask], {"biased": True}
+    elif isinstance(attn_mask, Derived):
         padding = padding_of(build, attn_mask)
         inputs += [] if padding is None else [mask_of(build, padding)]
     elif isinstance(attn_mask, Tensor):
         if not _kept(attn_mask).all():
             raise Unsupported("a constant mask that leaves keys out is not taken")
     elif attn_mask is not None:
-        raise Unsupported("a mask or bias computed from the values is not taken")
+        raise Unsupported(
+            "a mask or bias computed from the values is not taken, but for intq.operators' relative_scores"
+        )
     scale = shape[-1] ** -0.5 if scale is None else float(scale)
-    return build.emit("attention", *inputs, scale=scale, heads=shape[1])
+    return build.emit("attention", *inputs, scale=scale, heads=shape[1], **attrs)
+
+
+@takes("relative_scores")
+def _relative_scores(build, q, table, scale):
+    return build.emit("relative", q, scale=float(scale), parameters={"table": parameter(table, "table")})
 
 
 def masked(build, x: str, mask: Derived) -> str:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from intq import operators  # noqa: F401 (relative_scores)
 from intq.errors import IntqError
 from intq.speech.models.convolutional import valid
 
-LONGEST = 5000  # frames that the table of distances reaches
+LONGEST = 1639  # frames that the table of distances reaches: a minute at 40 ms, and what is cut off a little later
 WAVELENGTHS = 10000.0  # of the slowest position sinusoid, over 2 pi (Vaswani et al., 2017, section 3.5)
 
 
@@ -124,26 +125,17 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (n, heads, t, d)
 
     def forward(self, x: Tensor, distances: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """x (n, t, C), distances (2 t - 1, C) from t - 1 to 1 - t, mask (n, 1, 1, t) of 0 and -inf, to (n, t, C)."""
-        q, k, v = (self._split(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v))
+        """x (n, t, C), distances (2 L - 1, C) from L - 1 to 1 - L, mask (n, 1, 1, t) of 0 and -inf, to (n, t, C)."""
+        q, k, v = self.linear_q(x), self.linear_k(x), self.linear_v(x)
         scores = mask
         if distances is not None:
-            relative = self._split(self.linear_pos(distances)).transpose(-2, -1)  # (heads, d, 2 t - 1)
-            scores = shifted((q + self.pos_bias_v[:, None]) @ relative) / math.sqrt(q.shape[-1])
+            table = self._split(self.linear_pos(distances))  # (heads, 2 L - 1, d)
+            scale = 1 / math.sqrt(table.shape[-1])
+            scores = torch.ops.intq.relative_scores(q + self.pos_bias_v.flatten(), table, scale)
             scores = scores if mask is None else scores + mask
-            q = q + self.pos_bias_u[:, None]
-        x = functional.scaled_dot_product_attention(q, k, v, attn_mask=scores)
+            q = q + self.pos_bias_u.flatten()
+        x = functional.scaled_dot_product_attention(*map(self._split, (q, k, v)), attn_mask=scores)
         return self.linear_out(x.transpose(1, 2).flatten(2))
-
-
-def shifted(scores: Tensor) -> Tensor:
-    """(n, heads, t, 2 t - 1) of frames with distances, from t - 1 down, to (n, heads, t, t) of frames with frames.
-
-    result[i, j] = scores[i, t - 1 - i + j]: the distance is i - j. (Transformer-XL, appendix B.)
-    """
-    n, heads, t, distances = scores.shape
-    scores = functional.pad(scores, (1, 0)).view(n, heads, distances + 1, t)
-    return scores[:, :, 1:].reshape(n, heads, t, distances)[..., :t]
 
 
 class Convolution(nn.Module):
@@ -199,7 +191,7 @@ class Layer(nn.Module):
 class ConformerEncoder(nn.Module):
     """Features (n, bands, t) to (n, channels, t'), t' = frames(t); `frames` (n,) are each utterance's valid ones.
 
-    With positions t' may be up to 5000: 200 seconds at 40 ms a frame.
+    With positions t' may be up to LONGEST.
     """
 
     def __init__(self, settings: ConformerSettings) -> None:
@@ -218,7 +210,7 @@ class ConformerEncoder(nn.Module):
         if self.settings.positions:
             if t > LONGEST:
                 raise IntqError(f"a Conformer with positions takes up to {LONGEST} frames, found {t}: cut the audio")
-            distances = self.distances[LONGEST - t : LONGEST + t - 1]
+            distances = self.distances
         if frames is not None:
             frames = self.frames(frames)
             mask = torch.log(valid(frames, x.transpose(1, 2)))[:, None]  # (n, 1, 1, t)

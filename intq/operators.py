@@ -1,0 +1,31 @@
+"""Operators of torch that torch.export keeps whole, for what ATen spells in many steps.
+
+The speech front end has its own in :mod:`intq.frontend`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("intq::relative_scores", mutates_args=())
+def relative_scores(q: Tensor, table: Tensor, scale: float) -> Tensor:
+    """scale * q[n, i, h] . table[h, L - 1 + j - i] for each head h, query i and key j (:mod:`intq.ops.relative`).
+
+    ``q`` (n, tokens, heads * size); ``table`` (heads, 2 L - 1, size), a vector for each distance j - i from -(L - 1) to
+    L - 1. The result (n, heads, tokens, tokens) is what scaled_dot_product_attention takes as ``attn_mask``.
+    """
+    heads, distances, size = table.shape
+    n, tokens, _ = q.shape
+    longest = (distances + 1) // 2
+    near = table[:, longest - tokens : longest + tokens - 1]
+    by_distance = q.unflatten(-1, (heads, size)).transpose(1, 2) @ near.transpose(1, 2)
+    at = torch.arange(tokens, device=q.device)
+    at = tokens - 1 + at[None, :] - at[:, None]  # (query, key)
+    return by_distance.gather(3, at.expand(n, heads, -1, -1)) * scale
+
+
+@relative_scores.register_fake
+def _(q: Tensor, table: Tensor, scale: float) -> Tensor:
+    return q.new_empty((q.shape[0], table.shape[0], q.shape[1], q.shape[1]))
