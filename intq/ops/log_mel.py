@@ -175,8 +175,8 @@ def log_mel_parts(
 ) -> tuple[dict, dict]:
     """(attributes, constants) of the operation from real numbers.
 
-    ``window`` (F,); ``filters`` (bands, F / 2 + 1), not negative; ``guard``: a power, as of samples in [-1, 1);
-    ``scale``: the unit of the result. Raises IntqError for a guard that is less than LEAST_GUARD units of the sums.
+    ``window`` (F,); ``filters`` (bands, F / 2 + 1), not negative; ``guard``: a power as of samples in [-1, 1),
+    1 at most; ``scale``: the unit of the result. Raises IntqError for a guard that is less than LEAST_GUARD units of the sums.
     """
     peak = np.abs(window).max() / WINDOW_ONE
     weights = np.rint(np.stack([window, -preemphasis * window]) / peak).astype(np.int32)
@@ -191,10 +191,10 @@ def log_mel_parts(
     def most(power_shift: int) -> int:
         return ((reach**2 >> power_shift) + 1) * heaviest + math.ceil(guard * units(power_shift).max())
 
-    power_shift = next((shift for shift in range(POWER_BITS) if most(shift) < 2**POWER_BITS), POWER_BITS - 1)
+    power_shift = next(shift for shift in range(POWER_BITS) if most(shift) < 2**POWER_BITS)
     unit = units(power_shift)
     guards = np.rint(guard * unit)
-    if not LEAST_GUARD <= guards.min() <= guards.max() < 2**POWER_BITS:
+    if guards.min() < LEAST_GUARD:
         raise IntqError(
             f"a log-mel's guard must be at least {LEAST_GUARD / unit.min():.2g}, found {guard:.2g}; raise it"
         )

@@ -171,7 +171,7 @@ class _Writer:
                 with serial(self.lanes) as lane:
                     self._edge(lane, origin, begin + lane * hop, end, (first + lane + 1) * hop <= own)
                 span = spectrum.span
-                self._window(self.edges, lambda lane, odd: i64((2 * lane + odd) * span))
+                self._window(self.edges, lambda lane, odd: (odd + 2 * lane) * span)
 
     def _clear(self) -> None:
         spectrum, zero = self.spectrum, splat(0, "int32", self.lanes)
@@ -204,17 +204,16 @@ class _Writer:
     def _window(self, source, start) -> None:
         """Windowed samples of all lanes; ``start(lane, odd)``: where a frame's pairs of even or odd points begin."""
         width = 2 * self.lanes
-        with serial(self.spectrum.blocks) as block:
-            for odd in range(2):
-                weights = [T.Bind(self.window[ramp((block * 4 + odd * 2 + half) * width, width)]) for half in range(2)]
-                frames = [
-                    self._windowed(source[ramp(start(lane, odd) + block * width, width)], weights)
-                    for lane in range(self.lanes)
-                ]
-                for i, points in enumerate(transpose(frames)):
-                    row = T.Bind(self.order[block * self.lanes + i].astype("int64"))
-                    place = ramp(row * width + odd * self.lanes, self.lanes)
-                    T.buffer_store(self.z, points, [place])
+        with serial(self.spectrum.blocks) as block, serial(2) as odd:
+            at = T.Bind(block * 4 + odd * 2)
+            weights = [T.Bind(self.window[ramp((at + half) * width, width)]) for half in range(2)]
+            frames = [
+                self._windowed(source[ramp(start(lane, odd) + block * width, width)], weights)
+                for lane in range(self.lanes)
+            ]
+            for i, points in enumerate(transpose(frames)):
+                row = T.Bind(self.order[block * self.lanes + i].astype("int64"))
+                T.buffer_store(self.z, points, [ramp(row * width + odd * self.lanes, self.lanes)])
 
     def _windowed(self, pairs, weights):
         """:func:`intq.ops.log_mel.windowed` in int32, see above."""
