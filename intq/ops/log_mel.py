@@ -120,8 +120,7 @@ def finished(L, log, offset, constants: Constants, attrs: Attrs):
 
 def _log_mel(L, operands, constants: Constants, attrs: Attrs):
     """log(filters |F(window * (x - preemphasis * x before))|**2 + guard) of samples (point, n, frame)."""
-    weights = (constants["window"][i].reshape(-1, 1, 1) for i in range(2))
-    points = windowed(L, *operands, *weights, attrs)
+    points = windowed(L, *operands, *(weights.reshape(-1, 1, 1) for weights in constants["window"]), attrs)
     powers = power(L, _spectrum(L, points, constants["turn"], attrs), attrs)
     totals, at = [], 0
     for first, count in zip(constants["band_first"].tolist(), constants["band_count"].tolist(), strict=True):
@@ -176,7 +175,8 @@ def log_mel_parts(
     """(attributes, constants) of the operation from real numbers.
 
     ``window`` (F,); ``filters`` (bands, F / 2 + 1), not negative; ``guard``: a power as of samples in [-1, 1),
-    1 at most; ``scale``: the unit of the result. Raises IntqError for a guard that is less than LEAST_GUARD units of the sums.
+    1 at most; ``scale``: the unit of the result. Raises IntqError for a guard of less than LEAST_GUARD units of a
+    band's sum.
     """
     peak = np.abs(window).max() / WINDOW_ONE
     weights = np.rint(np.stack([window, -preemphasis * window]) / peak).astype(np.int32)
@@ -287,8 +287,7 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
     for fft, bands, own in [
         (16, 3, {"hop": 5, "padding": "reflect", "extra_frame": True}),
-        (16, 9, {"hop": 1, "guard_kind": "clamp"}),
-        (32, 5, {"hop": 7, "extra_frame": True}),
+        (32, 9, {"hop": 1, "guard_kind": "clamp"}),
     ]:
         window = np.zeros(fft)
         window[2:-2] = rng.uniform(-0.2, 1, fft - 4)

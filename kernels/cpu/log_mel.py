@@ -36,7 +36,7 @@ class FrameDialect(TvmDialect):
 
     @staticmethod
     def wide(x: Vector) -> Vector:
-        return _bound(TvmDialect.wide(x)) if x.dtype != "int64" else x
+        return _bound(TvmDialect.wide(x))
 
     @staticmethod
     def narrow(x: Vector) -> Vector:
@@ -174,12 +174,11 @@ class _Writer:
                 self._window(self.edges, lambda lane, odd: (odd + 2 * lane) * span)
 
     def _clear(self) -> None:
-        spectrum, zero = self.spectrum, splat(0, "int32", self.lanes)
-        reached = spectrum.lanes * spectrum.blocks
-        for row in (*range(spectrum.first), *range(spectrum.first + reached, spectrum.points)):
-            at = int(f"{row:0{(spectrum.points - 1).bit_length()}b}"[::-1], 2) * 2 * self.lanes
-            for i in range(2):
-                T.buffer_store(self.z, zero, [ramp(at + i * self.lanes, self.lanes)])
+        """Zeros in the rows that the window does not reach."""
+        reached, rows = self.lanes * self.spectrum.blocks, self.order.shape[0]
+        with serial(rows - reached) as i:
+            at = T.Bind(self.order[i + reached].astype("int64") * (2 * self.lanes))
+            T.buffer_store(self.z, splat(0, "int32", 2 * self.lanes), [ramp(at, 2 * self.lanes)])
 
     def _edge(self, lane, origin, begin, end, exists) -> None:
         """The pairs of samples of one frame, with what is beyond the row's ends."""
