@@ -77,7 +77,7 @@ class FrontEnd:
         for name, holds, expected in [
             ("sample_rate", self.sample_rate > 0, "a positive number of samples a second"),
             ("fft", self.fft in FFT_SIZES, f"one of {', '.join(map(str, FFT_SIZES))}"),
-            ("window", 1 < self.window <= self.fft, f"2 to fft = {self.fft} samples"),
+            ("window", 2 < self.window <= self.fft, f"3 to fft = {self.fft} samples"),
             ("hop", self.hop > 0, "a positive number of samples"),
             ("bands", self.bands > 0, "a positive number"),
             ("low_hz", 0 <= self.low_hz < highest, f"a frequency below {highest} Hz"),
@@ -88,7 +88,7 @@ class FrontEnd:
             ),
             ("window_kind", self.window_kind in WINDOWS, f"one of {', '.join(WINDOWS)}"),
             ("preemphasis", 0 <= self.preemphasis <= 1, "a number from 0 to 1"),
-            ("guard", self.guard > 0, "a positive power"),
+            ("guard", 0 < self.guard <= 1, "a positive power of 1 at most"),
             ("guard_kind", self.guard_kind in GUARDS, " or ".join(GUARDS)),
             ("normalize", self.normalize in ("per_feature", "none"), "per_feature or none"),
             ("padding", self.padding in PADDINGS, " or ".join(PADDINGS)),

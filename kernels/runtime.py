@@ -139,6 +139,10 @@ class Network:
     def _plan(self, sizes: dict[str, int]) -> Plan:
         values = (*self.inputs, *(layer.output for layer in self.layers))
         shapes = {value.name: (bind_shape(value.shape, sizes), value.dtype) for value in values}
+        for value in values:
+            if 0 in shapes[value.name][0][1:]:
+                given = ", ".join(f"{size} along {name!r}" for name, size in list(sizes.items())[1:])
+                raise IntqError(f"{given} leave nothing of {value.name} {value.shape}; give longer inputs")
         views = {layer.name: layer.inputs[0] for layer in self.layers if not layer.kernel}
         memory, arrays = self._memory, {}
         if not memory.fits(sizes):

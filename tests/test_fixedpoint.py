@@ -19,7 +19,9 @@ from intq.fixedpoint import (
     dyadic,
     dyadic_terms,
     isqrt,
+    leading,
     offset_of,
+    quotient,
     reciprocal,
     rescale,
 )
@@ -198,3 +200,21 @@ def test_reciprocal_at_the_edges(bits):
 def test_reciprocal_of_a_scalar_overflows_nowhere():
     """NumPy warns of overflow in scalars only, and warnings are errors here."""
     assert reciprocal(NumpyDialect, np.int64(2**31 - 1), 61) == 2**61 // (2**31 - 1)
+
+
+# ---- places and quotients ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 2**62 - 1), min_size=1, max_size=8), st.integers(0, 61))
+def test_leading(values, shift):
+    x = int64([1, 2**61, 2**62 - 1, *(max(1, v >> shift) for v in values)])
+    place, moved = (everywhere(lambda L, x, i=i: leading(L, x)[i], x) for i in range(2))
+    assert place.tolist() == [int(v).bit_length() - 1 for v in x]
+    assert moved.tolist() == [int(v) << (61 - int(e)) for v, e in zip(x, place, strict=True)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**62 - 1), st.integers(1, 2**31 - 1)), min_size=1, max_size=8))
+def test_quotient(pairs):
+    n, d = (int64(v) for v in zip(*pairs, (2**62 - 1, 1), (2**62 - 1, 2**31 - 1), (0, 1), strict=True))
+    got = everywhere(lambda L, n, d: quotient(L, n, d, 62), n, d)
+    assert got.tolist() == [int(a) // int(b) for a, b in zip(n, d, strict=True)]

@@ -19,6 +19,7 @@ from intq.backends import torch as torch_backend
 from intq.errors import IntqError
 from intq.graph import Graph, Node, make_node
 from intq.ops import LOOPS, OPS, Sample
+from intq.ops.log_mel import turns_of
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, Value, bind_shape
 
@@ -200,6 +201,9 @@ def a(*shape, dtype="uint8", name="x", **meaning) -> Value:
 CONV = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 1)
 FRAMES = OPS["conv1d"].samples(np.random.default_rng(0))[0]
 CONV_RESIDUAL = next(s for s in OPS["conv2d"].samples(np.random.default_rng(0)) if len(s.inputs) == 2)
+SOUND = a("s", dtype="int16")
+LENGTHS = Value("lengths", ("n",), "int32", 1, 50)
+TWISTED = np.eye(2, 8, dtype=np.int32)  # one unit off at 1
 MASK = Value("m", ("n", "s"), "uint8", 0, 1, longest=512)
 FIRST = {name: op.samples(np.random.default_rng(0))[0] for name, op in OPS.items()}
 
@@ -304,6 +308,39 @@ def lifted(lift: np.ndarray) -> Sample:
         ("embedding", extreme("embedding", segment=np.zeros((0, 48), np.int16)), "must have a row"),
         ("embedding", extreme("embedding", word_multiplier=np.zeros(49, np.int32)), "one value per word"),
         ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"drop": 3}), "drop go together"),
+        ("log_mel", replace(FIRST["log_mel"], inputs=FIRST["log_mel"].inputs[:1]), "samples and their lengths, got 1"),
+        ("log_mel", replace(FIRST["log_mel"], inputs=(a("s"), LENGTHS)), "samples must be int16"),
+        ("log_mel", replace(FIRST["log_mel"], inputs=(SOUND, replace(LENGTHS, low=-1))), "lengths must be int32"),
+        ("log_mel", extreme("log_mel", window=np.zeros((2, 24), np.int32)), r"must be \(2, F\), F one of"),
+        ("log_mel", extreme("log_mel", window=np.full((2, 16), 2**30, np.int32)), "at most 2\\*\\*31"),
+        ("log_mel", extreme("log_mel", turn=np.zeros((2, 8), np.int32)), "cosines and sines"),
+        ("log_mel", extreme("log_mel", turn=turns_of(16) + TWISTED), "exact where it is 1 and -i"),
+        ("log_mel", extreme("log_mel", {"reach": 1000}), "reach must lie in"),
+        ("log_mel", extreme("log_mel", {"reach": 2**30}), "reach must lie in"),
+        ("log_mel", extreme("log_mel", {"window_shift": 15}), "window_shift must lie in"),
+        ("log_mel", extreme("log_mel", {"power_shift": 62}), "power_shift is out of range"),
+        ("log_mel", extreme("log_mel", {"power_shift": 0}), "needs .* bits, has 64"),
+        ("log_mel", extreme("log_mel", {"hop": 0}), "hop must be positive"),
+        ("log_mel", extreme("log_mel", {"padding": "wrap"}), "padding must be one of"),
+        ("log_mel", extreme("log_mel", {"guard_kind": "max"}), "guard_kind must be one of"),
+        ("log_mel", extreme("log_mel", guard=np.zeros(3, np.int64)), "a guard must be positive"),
+        ("log_mel", extreme("log_mel", guard=np.ones(4, np.int64)), "3 of each band's constants"),
+        ("log_mel", extreme("log_mel", band_first=np.full(3, 8, np.int32)), "within the spectrum"),
+        ("log_mel", extreme("log_mel", band_count=np.ones(3, np.int32)), "within the spectrum"),
+        ("frame_mask", extreme("frame_mask", {"divide": 0}), "divide positive"),
+        ("frame_mask", replace(FIRST["frame_mask"], inputs=(a(dtype="int16"), LENGTHS)), "samples, ..."),
+        ("frame_mask", replace(FIRST["frame_mask"], inputs=(SOUND, a(dtype="int16"))), "lengths must be int32"),
+        ("normalize_frames", replace(FIRST["normalize_frames"], inputs=(a("s", 32), MASK)), "expects int16"),
+        ("normalize_frames", replace(FIRST["normalize_frames"], inputs=(a("s", 32, dtype="int16"),)), "a mask, got 1"),
+        (
+            "normalize_frames",
+            replace(FIRST["normalize_frames"], inputs=(a("s", 32, dtype="int16"), replace(MASK, high=2))),
+            "0 or 1, got",
+        ),
+        ("normalize_frames", extreme("normalize_frames", {"correction": 2}), "correction must be 0 or 1"),
+        ("normalize_frames", extreme("normalize_frames", {"longest": 2**17 + 1}), "longest must lie in"),
+        ("normalize_frames", extreme("normalize_frames", epsilon=np.int64(2**61)), "epsilon is out of range"),
+        ("normalize_frames", extreme("normalize_frames", shift=np.full(31, 40, np.int32)), "one value per channel"),
         ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"level": 3}), "level go together"),
         ("linear", lifted(np.full(80, 5)), r"lift must lie in \[0, 4\]"),
         ("linear", lifted(np.full(79, 1)), "lift must hold one value per output channel"),

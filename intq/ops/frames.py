@@ -151,7 +151,7 @@ def _mask_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _normalize_samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
-    for channels, dtype, correction, zero in [(40, "uint8", 1, 128), (37, "int16", 0, 0)]:
+    for channels, dtype, correction, zero in [(32, "uint8", 1, 128), (21, "int16", 0, 0)]:
         shift = 45 if dtype == "uint8" else 38
         level = rng.integers(-20, 20, channels)
         constants = {

@@ -57,7 +57,7 @@ def log_mel_arrays(node: Node, rescale, isa: str) -> list[np.ndarray]:
     """[window, order, turn, bands, weights, guard and offset, scalars] for one instruction set.
 
     window: int16 pairs of weights (before, now), by block, even or odd points, high or low half, lane; order: int32,
-    the row in which each point of the window belongs; bands: int32 first and count of each.
+    the row in which each point of the blocks belongs, then the rows of no block; bands: int32 first and count of each.
     """
     spectrum, constants = spectrum_of(node, isa), node.constants
     reached = slice(2 * spectrum.first, 2 * spectrum.first + spectrum.span)
@@ -66,9 +66,10 @@ def log_mel_arrays(node: Node, rescale, isa: str) -> list[np.ndarray]:
     high = (weights + (1 << (SPLIT_BITS - 1))) >> SPLIT_BITS
     halves = np.stack([high, weights - (high << SPLIT_BITS)])  # (half, before and now, point)
     halves = halves.reshape(2, 2, spectrum.blocks, spectrum.lanes, 2)  # (half, before and now, block, lane, odd)
-    order = np.full(spectrum.lanes * spectrum.blocks, spectrum.spare)
-    inside = bit_reversed(spectrum.points)[spectrum.first :][: len(order)]
-    order[: len(inside)] = inside
+    rows, reached = bit_reversed(spectrum.points), spectrum.lanes * spectrum.blocks
+    inside = rows[spectrum.first : spectrum.first + reached]
+    beyond = np.full(reached - len(inside), spectrum.spare)
+    order = np.concatenate([inside, beyond, np.setdiff1d(rows, inside)])
     return [
         halves.transpose(2, 4, 0, 3, 1).astype(np.int16).ravel(),
         order.astype(np.int32),

@@ -36,7 +36,7 @@ class FrameDialect(TvmDialect):
 
     @staticmethod
     def wide(x: Vector) -> Vector:
-        return _bound(TvmDialect.wide(x)) if x.dtype != "int64" else x
+        return _bound(TvmDialect.wide(x))
 
     @staticmethod
     def narrow(x: Vector) -> Vector:
@@ -171,15 +171,14 @@ class _Writer:
                 with serial(self.lanes) as lane:
                     self._edge(lane, origin, begin + lane * hop, end, (first + lane + 1) * hop <= own)
                 span = spectrum.span
-                self._window(self.edges, lambda lane, odd: i64((2 * lane + odd) * span))
+                self._window(self.edges, lambda lane, odd: (odd + 2 * lane) * span)
 
     def _clear(self) -> None:
-        spectrum, zero = self.spectrum, splat(0, "int32", self.lanes)
-        reached = spectrum.lanes * spectrum.blocks
-        for row in (*range(spectrum.first), *range(spectrum.first + reached, spectrum.points)):
-            at = int(f"{row:0{(spectrum.points - 1).bit_length()}b}"[::-1], 2) * 2 * self.lanes
-            for i in range(2):
-                T.buffer_store(self.z, zero, [ramp(at + i * self.lanes, self.lanes)])
+        """Zeros in the rows that the window does not reach."""
+        reached, rows = self.lanes * self.spectrum.blocks, self.order.shape[0]
+        with serial(rows - reached) as i:
+            at = T.Bind(self.order[i + reached].astype("int64") * (2 * self.lanes))
+            T.buffer_store(self.z, splat(0, "int32", 2 * self.lanes), [ramp(at, 2 * self.lanes)])
 
     def _edge(self, lane, origin, begin, end, exists) -> None:
         """The pairs of samples of one frame, with what is beyond the row's ends."""
@@ -204,17 +203,16 @@ class _Writer:
     def _window(self, source, start) -> None:
         """Windowed samples of all lanes; ``start(lane, odd)``: where a frame's pairs of even or odd points begin."""
         width = 2 * self.lanes
-        with serial(self.spectrum.blocks) as block:
-            for odd in range(2):
-                weights = [T.Bind(self.window[ramp((block * 4 + odd * 2 + half) * width, width)]) for half in range(2)]
-                frames = [
-                    self._windowed(source[ramp(start(lane, odd) + block * width, width)], weights)
-                    for lane in range(self.lanes)
-                ]
-                for i, points in enumerate(transpose(frames)):
-                    row = T.Bind(self.order[block * self.lanes + i].astype("int64"))
-                    place = ramp(row * width + odd * self.lanes, self.lanes)
-                    T.buffer_store(self.z, points, [place])
+        with serial(self.spectrum.blocks) as block, serial(2) as odd:
+            at = T.Bind(block * 4 + odd * 2)
+            weights = [T.Bind(self.window[ramp((at + half) * width, width)]) for half in range(2)]
+            frames = [
+                self._windowed(source[ramp(start(lane, odd) + block * width, width)], weights)
+                for lane in range(self.lanes)
+            ]
+            for i, points in enumerate(transpose(frames)):
+                row = T.Bind(self.order[block * self.lanes + i].astype("int64"))
+                T.buffer_store(self.z, points, [ramp(row * width + odd * self.lanes, self.lanes)])
 
     def _windowed(self, pairs, weights):
         """:func:`intq.ops.log_mel.windowed` in int32, see above."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -9,14 +11,12 @@ from intq.kernels.bodies import TvmDialect, Vector, held, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, symbolic
 from intq.kernels.cpu.constants import Channelwise, everywhere
 from intq.kernels.cpu.frames import CHANNELS
-from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
-from intq.kernels.cpu.sweep import row_runs
 from intq.kernels.pack import Rescale
 from intq.ops.frames import MEAN_BITS, normalised, statistics
 
-NATURAL = Isa("", 0, 0, 0, (), CHANNELS, ())  # runs in natural order: four times as many channels as in a quad's vector
+ALL = Run(0, CHANNELS, False)
 
 
 class StatisticsDialect(TvmDialect):
@@ -28,54 +28,81 @@ class StatisticsDialect(TvmDialect):
 
 
 def normalize_frames(name: str, attrs, rescale: Rescale, source, mask, output) -> tirx.PrimFunc:
-    """The kernel (x, mask, constants, epsilon (1,), deviation_epsilon (1,), out). ``source``...: (shape, dtype)."""
-    channels = output[0][-1]
+    """The kernel (x, mask, constants, epsilon (1,), deviation_epsilon (1,), out). ``source``...: (shape, dtype).
+
+    A thread takes 16 channels of a row through both passes: their sums over the frames, then the frames themselves. The
+    numbers between are computed for 16 channels even where fewer are left: their code is long.
+    """
+    channels, names = output[0][-1], symbolic(source[0])
     layout = Channelwise(rescale.fields, rescale.base)
+    pieces = -(-channels // CHANNELS)
     words = layout.words(tuple(runs(channels, (), CHANNELS)))
-    names = symbolic(source[0])
 
     def write(*rest):
-        sizes, (x, mask, packed, epsilon, deviation_epsilon, out) = (
-            dict(zip(names, rest, strict=False)),
-            rest[len(names) :],
-        )
-        n, frames = (i64(sizes.get(d, d)) for d in source[0][:2])
-
-        def normalise(sample, start, run: Run):
-            place = ramp(0, run.width)
-            first = T.Bind(sample * frames)
-            sums = [local(run.width, "int64") for _ in range(2)]
-            count = local(1, "int32")
-            for buffer in (*sums, count):
-                size = buffer.shape[0]
-                T.buffer_store(buffer, splat(0, str(buffer.dtype), int(size)), [ramp(0, int(size))])
-            with serial(frames) as frame, T.If(mask[first + frame] != 0), T.Then():
-                T.buffer_store(count, count[i64(0)] + 1, [i64(0)])
-                values = TvmDialect.wide(load(x, T.Bind((first + frame) * channels + start), run))
-                for buffer, more in zip(sums, (values, values * values), strict=True):
-                    T.buffer_store(buffer, buffer[place] + more.parts[0], [place])
-            total, squares = (Vector((buffer[place],), "int64") for buffer in sums)
-            margins = (("epsilon", epsilon), ("deviation_epsilon", deviation_epsilon))
-            constants = {key: Vector((splat(value[i64(0)], "int64", run.width),), "int64") for key, value in margins}
-            kept = everywhere(T.Bind(count[i64(0)]), run)
-            found = statistics(StatisticsDialect, total, squares, kept, constants, attrs)
-            mean, inverse = (Vector((T.Bind(v.clamped().parts[0]),), "int32") for v in found)
-            values = layout.load(packed, T.Bind(start * (len(rescale.fields) + 1)), run)
-            zero = everywhere(attrs["zero_point"], run)
+        sizes = dict(zip(names, rest, strict=False))
+        x, mask, packed, epsilon, deviation_epsilon, out = rest[len(names) :]
+        rows, frames = (i64(sizes.get(d, d)) for d in source[0][:2])
+        with parallel_region(), parallel(rows * pieces) as unit:
+            first, piece = T.Bind(unit // pieces * frames), T.Bind(unit % pieces)
+            sums, count = [local(CHANNELS, "int64") for _ in range(2)], local(1, "int32")
+            for total in sums:
+                T.buffer_store(total, splat(0, "int64", CHANNELS), [ramp(0, CHANNELS)])
+            T.buffer_store(count, 0, [i64(0)])
             with serial(frames) as frame:
-                at = T.Bind((first + frame) * channels + start)
-                with T.If(mask[first + frame] != 0):
-                    with T.Then():
-                        apart = TvmDialect.shift_left(load(x, at, run), MEAN_BITS) - mean
-                        store(out, at, normalised(TvmDialect, apart, inverse, values, attrs), run)
-                    with T.Else():
-                        store(out, at, zero, run)
+                T.buffer_store(count, count[i64(0)] + mask[first + frame].astype("int32"), [i64(0)])
 
-        with parallel_region():
-            row_runs(n, channels, NATURAL, CHANNELS, normalise)
+            def add(run: Run) -> None:
+                place = ramp(run.start, run.width)
+                with serial(frames) as frame, T.If(mask[first + frame] != 0), T.Then():
+                    at = T.Bind((first + frame) * channels + piece * CHANNELS + run.start)
+                    values = TvmDialect.wide(load(x, at, run))
+                    for total, more in zip(sums, (values, values * values), strict=True):
+                        T.buffer_store(total, total[place] + more.parts[0], [place])
+
+            _over(piece, channels, add)
+            total, squares = (Vector((total[ramp(0, CHANNELS)],), "int64") for total in sums)
+            margins = {"epsilon": epsilon, "deviation_epsilon": deviation_epsilon}
+            margins = {key: Vector((splat(v[i64(0)], "int64", CHANNELS),), "int64") for key, v in margins.items()}
+            kept = everywhere(T.Bind(count[i64(0)]), ALL)
+            found = [local(CHANNELS, "int32") for _ in range(2)]
+            for buffer, value in zip(
+                found, statistics(StatisticsDialect, total, squares, kept, margins, attrs), strict=True
+            ):
+                T.buffer_store(buffer, value.clamped().parts[0], [ramp(0, CHANNELS)])
+
+            def normalise(run: Run) -> None:
+                start = T.Bind(piece * CHANNELS + run.start)
+                values = layout.load(packed, T.Bind(start * (len(rescale.fields) + 1)), run)
+                mean, inverse = (Vector((T.Bind(b[ramp(run.start, run.width)]),), "int32") for b in found)
+                with serial(frames) as frame:
+                    at = T.Bind((first + frame) * channels + start)
+                    with T.If(mask[first + frame] != 0):
+                        with T.Then():
+                            apart = TvmDialect.shift_left(load(x, at, run), MEAN_BITS) - mean
+                            store(out, at, normalised(TvmDialect, apart, inverse, values, attrs), run)
+                        with T.Else():
+                            store(out, at, everywhere(attrs["zero_point"], run), run)
+
+            _over(piece, channels, normalise)
 
     arguments = [source, mask, ((words,), "int64"), ((1,), "int64"), ((1,), "int64"), output]
     return kernel(name, arguments, write, names)
+
+
+def _over(piece, channels: int, body: Callable[[Run], None]) -> None:
+    """``body(run)`` for the runs of a piece of 16 channels; the last piece may have fewer."""
+    pieces = -(-channels // CHANNELS)
+    last = runs(channels - (pieces - 1) * CHANNELS, (), CHANNELS)
+    if pieces == 1 or last == [ALL]:
+        for run in last:
+            body(run)
+        return
+    with T.If(piece < pieces - 1):
+        with T.Then():
+            body(ALL)
+        with T.Else():
+            for run in last:
+                body(run)
 
 
 def frame_mask(name: str, body, attrs, source, output) -> tirx.PrimFunc:
