@@ -1,8 +1,9 @@
 """Depthwise convolutions over frames: each channel with its own window of time, vectorised over channels.
 
 With vpdpbusd a 32-bit lane takes four taps of one channel: the bytes of four frames are interleaved once and serve
-every output whose window holds them. Elsewhere: a product per tap. A unit of work is a run of channels of some frames,
-whose window a thread copies first, so that padding and masks cost nothing afterwards.
+every output whose window holds them. Elsewhere: a product per tap. A unit of work is a run of channels, of all frames
+or a part of them, which a thread goes through piece by piece: it copies the frames that a piece reads, so that padding
+and masks cost nothing afterwards, and keeps those that the next piece reads too.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, load, store
 from intq.kernels.cpu.plan import Plan, interleaves
 from intq.kernels.cpu.runs import Run, runs
 
-PLACES = 48  # outputs of a unit of work: what they read stays in the core's first cache
+PLACES = 48  # outputs of a piece: what they read stays in the core's first cache
+UNITS = 8  # at least, for threads to share
 TOGETHER = 12  # of them in registers
+GROUPS = 4  # of four taps, summed in one go
 
 
 def sizes_of(shapes: dict[str, tuple]) -> tuple[tuple[str, ...], tuple]:
@@ -65,8 +68,17 @@ def _taps(plan: Plan) -> int:
 
 
 def _window(plan: Plan) -> int:
-    """Frames that the outputs of a unit of work read."""
+    """Frames that the outputs of a piece read."""
     return (PLACES - 1) * plan.stride[0] + (_taps(plan) - 1) * plan.dilation[0] + 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The outputs from ``first`` to ``stop`` of a sample."""
+
+    sample: object
+    first: object
+    stop: object
 
 
 @dataclass(frozen=True)
@@ -98,46 +110,67 @@ class _Writer:
         widest = self.row[0]
         alike = [run for run in self.row if run.width == widest.width]
         weights, words = self._run_bytes(widest), self.epilogue.constants.words((widest,))
-        pieces = T.Bind((self.places + (PLACES - 1)) // PLACES)
-        with parallel(samples * pieces * len(alike)) as unit:
-            i, piece = unit % len(alike), T.Bind(unit // len(alike))
-            sample, first = T.Bind(piece // pieces), T.Bind(piece % pieces * PLACES)
-            self._run(sample, first, i * widest.width, widest, i * weights, i * words)
+        parts = -(-UNITS // len(alike))  # of a sample's frames
+        pieces = T.Bind(((self.places + (PLACES - 1)) // PLACES + (parts - 1)) // parts)  # of a part
+        with parallel(samples * parts * len(alike)) as unit:
+            i, part = unit % len(alike), T.Bind(unit // len(alike))
+            sample, first = T.Bind(part // parts), T.Bind(part % parts * pieces * PLACES)
+            part = _Part(sample, first, T.Bind(tirx.min(self.places, first + pieces * PLACES)))
+            self._run(part, i * widest.width, widest, i * weights, i * words)
             if len(alike) < len(self.row):
                 with T.If(i == len(alike) - 1), T.Then():
                     weight_at, words_at = len(alike) * weights, len(alike) * words
                     for run in self.row[len(alike) :]:
-                        self._run(sample, first, i64(run.start), run, i64(weight_at), i64(words_at))
+                        self._run(part, i64(run.start), run, i64(weight_at), i64(words_at))
                         weight_at += self._run_bytes(run)
                         words_at += self.epilogue.constants.words((run,))
 
     def _run_bytes(self, run: Run) -> int:
         return run.width * (_taps(self.plan) if interleaves(self.plan, run) else self.plan.kernel[0])
 
-    def _run(self, sample, first, start, run: Run, weight_at, words_at) -> None:
-        """The outputs from ``first`` on of one sample, one run of channels."""
+    def _run(self, part: _Part, start, run: Run, weight_at, words_at) -> None:
+        """The outputs of a part, one run of channels."""
         plan, buffers = self.plan, self.buffers
         start, weight_at = T.Bind(start), T.Bind(weight_at)
         values = self.epilogue.load(buffers, T.Bind(words_at), run, plan.isa)
-        count = T.Bind(tirx.min(i64(PLACES), self.places - first))
-        self._copy(sample, first, start, run)
-        target = T.Bind((sample * self.places + first) * plan.co + start)
+        with serial((part.stop - part.first + (PLACES - 1)) // PLACES) as piece:
+            first = T.Bind(part.first + piece * PLACES)
+            count = T.Bind(tirx.min(i64(PLACES), part.stop - first))
+            kept = T.Bind(tirx.Select(piece > 0, i64(self._kept), i64(0)))
+            self._copy(part.sample, first, start, kept, run)
+            target = T.Bind((part.sample * self.places + first) * plan.co + start)
 
-        def finish(place, sums: Vector) -> None:
-            at = T.Bind(target + place * plan.co)
-            operands = (sums,)
-            if buffers.residual is not None:
-                operands += (self.epilogue.residual_of(buffers.residual, at, run),)
-            store(buffers.out, at, self.epilogue.apply(operands, values), run)
+            def finish(place, sums: Vector, target=target) -> None:
+                at = T.Bind(target + place * plan.co)
+                operands = (sums,)
+                if buffers.residual is not None:
+                    operands += (self.epilogue.residual_of(buffers.residual, at, run),)
+                store(buffers.out, at, self.epilogue.apply(operands, values), run)
 
-        (self._interleaved if interleaves(plan, run) else self._products)(run, weight_at, count, finish)
+            if interleaves(plan, run):
+                self._interleave(kept, run)
+                self._sum_interleaved(run, weight_at, count, finish)
+            else:
+                self._sum_products(run, weight_at, count, finish)
 
-    def _copy(self, sample, first, start, run: Run) -> None:
-        """The frames that the outputs from ``first`` on read: padding before, behind, and where the mask says so."""
+    @property
+    def _kept(self) -> int:
+        """Frames that the next piece reads too."""
+        return max(0, _window(self.plan) - PLACES * self.plan.stride[0])
+
+    def _copy(self, sample, first, start, kept, run: Run) -> None:
+        """The frames that the outputs from ``first`` on read: padding before, behind, and where the mask says so.
+
+        The first ``kept`` of them are the last ones of the piece before.
+        """
         plan, buffers, c = self.plan, self.buffers, self.plan.co
         pad = T.Bind(buffers.pad_value[ramp(start, run.width)])
         begin = T.Bind(first * plan.stride[0] - plan.padding[0])
-        with serial(_window(plan)) as i:
+        with serial(kept) as i:
+            last = buffers.window[ramp((i + (_window(plan) - self._kept)) * run.width, run.width)]
+            T.buffer_store(buffers.window, last, [ramp(i * run.width, run.width)])
+        with serial(_window(plan) - kept) as j:
+            i = T.Bind(kept + j)
             frame = T.Bind(begin + i)
             nearest = T.Bind(sample * self.frames + tirx.max(tirx.min(frame, self.frames - 1), i64(0)))
             inside = tirx.all(frame >= 0, frame < self.frames)
@@ -147,7 +180,7 @@ class _Writer:
             taken = tirx.Select(inside, buffers.x[ramp(nearest * c + start, run.width)], pad)
             T.buffer_store(buffers.window, taken, [ramp(i * run.width, run.width)])
 
-    def _products(self, run: Run, weight_at, count, finish) -> None:
+    def _sum_products(self, run: Run, weight_at, count, finish) -> None:
         """One output at a time, a product per tap and lane."""
         (taps, _), (dilation, _), lanes = self.plan.kernel, self.plan.dilation, run.part_lanes
         with serial(count) as place:
@@ -162,33 +195,54 @@ class _Writer:
                     T.buffer_store(sums, sums[ramp(j * lanes, lanes)] + part * w, [ramp(j * lanes, lanes)])
             finish(place, accumulated(sums, i64(0), run))
 
-    def _interleaved(self, run: Run, weight_at, count, finish) -> None:
+    def _interleave(self, kept, run: Run) -> None:
+        """Each frame with the three that are one, two and three taps behind it."""
+        buffers, width, dilation = self.buffers, run.width, self.plan.dilation[0]
+        quads = _window(self.plan) - 3 * dilation
+        kept = T.Bind(tirx.max(kept - 3 * dilation, i64(0)))
+        moved = max(0, self._kept - 3 * dilation)
+        with serial(kept * 4) as i:
+            last = buffers.quads[ramp((i + 4 * (quads - moved)) * width, width)]
+            T.buffer_store(buffers.quads, last, [ramp(i * width, width)])
+        with serial(quads - kept) as j:
+            i = T.Bind(kept + j)
+            four = [buffers.window[ramp((i + k * dilation) * width, width)] for k in range(4)]
+            for k, quad in enumerate(interleave(four, width)):
+                T.buffer_store(buffers.quads, quad, [ramp((4 * i + k) * width, width)])
+
+    def _sum_interleaved(self, run: Run, weight_at, count, finish) -> None:
         """Some outputs at a time, four taps by four."""
         plan, buffers, width, lanes = self.plan, self.buffers, run.width, run.part_lanes
-        stride, dilation = plan.stride[0], plan.dilation[0]
-        with serial(_window(plan) - 3 * dilation) as i:
-            four = [buffers.window[ramp((i + k * dilation) * width, width)] for k in range(4)]
-            for j, quad in enumerate(interleave(four, width)):
-                T.buffer_store(buffers.quads, quad, [ramp((4 * i + j) * width, width)])
-        name = PRODUCT[width]
         with serial((count + (TOGETHER - 1)) // TOGETHER) as block:
             first = T.Bind(block * TOGETHER)
             with serial(4) as j:
                 totals = [local(lanes, "int32") for _ in range(TOGETHER)]
                 for total in totals:
                     T.buffer_store(total, splat(0, "int32", lanes), [ramp(0, lanes)])
-                with serial(_taps(plan) // 4) as g:
-                    w = T.Bind(buffers.weight[ramp(weight_at + (4 * g + j) * width, width)])
-                    base = T.Bind((4 * (first * stride + 4 * g * dilation) + j) * width)
-                    for p, total in enumerate(totals):
-                        quad = buffers.quads[ramp(base + 4 * p * stride * width, width)]
-                        old = total[ramp(0, lanes)]
-                        T.buffer_store(
-                            total,
-                            tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, old, quad, w),
-                            [ramp(0, lanes)],
-                        )
+                groups = _taps(plan) // 4
+                with serial(groups // GROUPS) as chunk:
+                    self._sum_groups(run, weight_at, first, j, chunk * GROUPS, GROUPS, totals)
+                if groups % GROUPS:
+                    at = groups // GROUPS * GROUPS
+                    self._sum_groups(run, weight_at, first, j, i64(at), groups % GROUPS, totals)
                 for p, total in enumerate(totals):
                     T.buffer_store(buffers.sums, total[ramp(0, lanes)], [ramp(p * width + j * lanes, lanes)])
             with serial(tirx.min(i64(TOGETHER), count - first)) as p:
                 finish(first + p, accumulated(buffers.sums, p * width, run))
+
+    def _sum_groups(self, run: Run, weight_at, first, j, group, count: int, totals: list) -> None:
+        """Products of ``count`` times four taps: what several outputs read of the frames is loaded once for all."""
+        plan, buffers, width, lanes = self.plan, self.buffers, run.width, run.part_lanes
+        stride, dilation = plan.stride[0], plan.dilation[0]
+        taps = [T.Bind(buffers.weight[ramp(weight_at + (4 * (group + g) + j) * width, width)]) for g in range(count)]
+        base = T.Bind((4 * (first * stride + 4 * group * dilation) + j) * width)
+        readers: dict[int, list[tuple[int, int]]] = {}
+        for g in range(count):
+            for p in range(len(totals)):
+                readers.setdefault(p * stride + 4 * g * dilation, []).append((p, g))
+        for frame in sorted(readers):
+            quad = T.Bind(buffers.quads[ramp(base + 4 * frame * width, width)])
+            for p, g in readers[frame]:
+                place = ramp(0, lanes)
+                total = tirx.call_llvm_pure_intrin(f"int32x{lanes}", PRODUCT[width], totals[p][place], quad, taps[g])
+                T.buffer_store(totals[p], total, [place])
