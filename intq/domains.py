@@ -3,6 +3,7 @@
 A domain is a module `intq.<name>.domain` with these names; a command sees nothing else of it:
 
     TASK_CLASSES: tuple of str                 how its transformers classes end: "ForImageClassification"
+    READS: str                                 what its networks read, for messages: "images"
     OPTIONS: tuple of str                      the options of `run` and `eval` that only this domain has
     names() -> tuple of str                    the architectures that `random` builds
     load(source) -> Checkpoint                 a trained model with all that its raw input and its answer need

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intq.nlp.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
+READS = "text"
 OPTIONS = ("task", "pair", "truncate", "float")
 BATCH, RANDOM_TOKENS = 16, 128
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from intq.speech.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForCTC",)
-OPTIONS = ("language_model",)
+READS = "recordings"
+OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
 PIECE_SECONDS = 60.0  # of a recording that goes through a network at a time
@@ -157,17 +158,23 @@ def evaluate(
     *,
     limit: int | None,
     batch: int,
+    download: str | None = None,
     language_model: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed speech."""
+    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed speech.
+
+    download: a subset of LibriSpeech, kept in the folder `data`.
+    """
     if metadata["head"] != "ctc":
         raise IntqError(f"{metadata['model']} writes no transcripts: `intq run` shows its answers")
-    if data is None:
+    if data is None and download is None:
         raise IntqError(
             "no data: give --data a folder in LibriSpeech's layout or a manifest with transcripts, or --download one "
             f"of LibriSpeech's subsets ({', '.join(utterances_of.SUBSETS)})"
         )
+    if download is not None:
+        data = utterances_of.download(download, Path(data or ".").expanduser())
     decode = _decoder(reader, metadata, language_model)
     return judged(
         predict,
