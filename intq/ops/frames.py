@@ -43,7 +43,7 @@ def mean_bits(longest: int) -> int:
 def statistics(L, total, squares, count, constants: Constants, attrs: Attrs):
     """(mean * 2**bits, 2**46 / (deviation * 2**15)), int32, from a channel's sums of x and of x**2, int64.
 
-    ``bits``: :func:`mean_bits`. The mean is rounded to the nearest, which adds at most 2**-(2 bits + 2) to the variance;
+    ``bits``: :func:`mean_bits`. The mean is rounded to the nearest, which adds at most 4**-(bits + 1) to the variance;
     the sum of squares about it is exact, divided and its root taken with one rounding each, downwards. ``constants``:
     ``epsilon`` in units of the variance's 2**-30, ``deviation_epsilon`` in units of the deviation's 2**-15.
     """
@@ -53,8 +53,8 @@ def statistics(L, total, squares, count, constants: Constants, attrs: Attrs):
     lifted = L.within(lifted, 0, longest << (17 + bits))  # x >= -2**15
     mean = quotient(L, lifted, L.wide(one), (longest << (17 + bits)).bit_length())
     mean = L.narrow(L.within(mean, 0, 2 ** (16 + bits))) - 2 ** (15 + bits)
-    # With x and m in units of 2**-bits: sum (x - m)**2 = sum x**2 - m (2 sum x - count m), at most (2**(15 + bits))**2
-    # for each x, by the mean's being in the middle of what lies in [-2**15, 2**15) (Popoviciu), and 1/4 for its rounding
+    # In units of 2**-bits: sum (x - m)**2 = sum x**2 - m (2 sum x - count m), at most (2**(15 + bits))**2 for each x,
+    # by the mean's being in the middle of what lies in [-2**15, 2**15) (Popoviciu), and 1/4 for its rounding
     rest = L.shift_left(total, bits + 1) - L.wide(count) * L.wide(mean)
     rest = L.within(rest, -(longest << (16 + bits)), longest << (16 + bits))
     spread = L.shift_left(squares, 2 * bits) - L.wide(mean) * rest
