@@ -22,6 +22,7 @@ from intq.errors import IntqError
 from intq.floatgraph import BATCH, SAMPLES, TOKENS, FloatGraph
 from intq.rewriter import without_unused
 
+CHECKS = frozenset({torch.ops.aten._assert_tensor_metadata.default})  # compute nothing
 EXPORTED_SAMPLES = 2**14  # of a recording that torch traces the model with
 
 
@@ -63,8 +64,11 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
                 names = (BATCH, SAMPLES if samples else TOKENS)
                 build.symbols = {str(s): name for s, name in zip(node.meta["val"].shape, names, strict=False)}
                 build.shapes[node.name] = _shape(build, node.meta["val"])
+                build.recordings = samples
                 if tokens:
                     build.ids, build.vocabulary = node.name, _vocabulary(node, values)
+        elif node.target in CHECKS:
+            continue
         elif node.op == "call_function":
             values[node] = _take(build, node, values)
             for alias in storage.renamed(node, build):
@@ -175,8 +179,8 @@ def _take(build: Build, node: torch.fx.Node, values: dict):
     try:
         if name.startswith("sym_") or not hasattr(target, "_schema"):
             return node.meta.get("val")  # a size or arithmetic on sizes: results carry their own shapes
-        if build.ids and _is_derived(build, node, values):
-            return Derived(lambda ids: _evaluate(node, values, ids, build.ids, {}))
+        if (build.ids or build.recordings) and _is_derived(build, node, values):
+            return Derived(lambda given: _evaluate(node, values, given, {}))
         arguments = _arguments(node, values)
         if not any(isinstance(values[n], (str, list, Derived)) for n in node.all_input_nodes):
             return _constant(target, node, values)
@@ -200,31 +204,44 @@ def _take(build: Build, node: torch.fx.Node, values: dict):
 
 
 def _is_derived(build: Build, node: torch.fx.Node, values: dict) -> bool:
-    """Whether the ids determine a result: integers and masks made of them, and what depends on their number."""
+    """Whether the ids determine a result: integers and masks made of them, and what depends on their number.
+
+    Of recordings, whether the number of samples does.
+    """
     inputs = [values[n] for n in node.all_input_nodes]
+    if build.recordings and _repeats(node, values):
+        return False
     if "embedding" in str(node.target) or any(isinstance(v, (str, list)) and v != build.ids for v in inputs):
         return False
     return any(isinstance(v, (Derived, torch.SymInt)) or v == build.ids for v in inputs if not isinstance(v, Tensor))
 
 
-def _evaluate(node: torch.fx.Node, values: dict, ids: Tensor, name: str, known: dict) -> Any:
-    """What a node that the ids determine is for some ids."""
+def _evaluate(node: torch.fx.Node, values: dict, given: Tensor, known: dict) -> Any:
+    """What a node that the ids, or the number of samples, determine is for the ``given`` ones."""
     if node in known:
         return known[node]
     if isinstance(values.get(node), Tensor):
         return values[node]
     if node.op == "placeholder":
-        return ids
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _evaluate(n, values, ids, name, known))
+        return given
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _evaluate(n, values, given, known))
     known[node] = node.target(*args, **kwargs)
     return known[node]
+
+
+def _repeats(node: torch.fx.Node, values: dict) -> bool:
+    """Whether a node repeats a constant for every sample of the batch."""
+    if "expand" not in str(node.target) or not isinstance(values.get(node.args[0]), Tensor):
+        return False
+    size = node.args[1][0]
+    return isinstance(size, torch.fx.Node) and isinstance(values[size], torch.SymInt)
 
 
 def _constant(target, node: torch.fx.Node, values: dict):
     """A computation on parameters and sizes alone, done now (weight standardisation, a buffer made in forward)."""
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    if "expand" in str(target) and isinstance(args[0], Tensor) and isinstance(args[1][0], torch.SymInt):
-        return args[0]  # a constant for every sample
+    if _repeats(node, values):
+        return args[0]
     flat = torch.utils._pytree.tree_leaves((args, kwargs))
     if any(isinstance(a, torch.SymInt) for a in flat):
         raise Unsupported("a constant may not depend on the batch size")

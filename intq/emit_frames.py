@@ -5,7 +5,7 @@ Each function is ``take(e, node) -> (value, order of the float axes)`` like thos
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
 from intq import dims
 from intq.floatgraph import FloatNode
@@ -36,16 +36,20 @@ def log_mel(e, node: FloatNode):
 
 def normalize_frames(e, node: FloatNode):
     x, quant = e.in_order(node.inputs[0], FRAMES), e.quants[node.name]
-    ones = np.ones(x.channels)
+    gamma, beta = (
+        node.parameters.get(key, torch.full((x.channels,), default)).double().numpy()
+        for key, default in (("weight", 1.0), ("bias", 0.0))
+    )
     attrs, constants = normalize_parts(
         e.quants[node.inputs[0]].scale,
-        ones,
-        0 * ones,
+        gamma,
+        beta,
         quant.scale,
         quant.zero_point,
         quant.dtype,
         longest=e.most(x.shape[1]),
         correction=node.attrs["correction"],
+        epsilon=node.attrs["inside"],
         deviation_epsilon=node.attrs["epsilon"],
     )
     inputs = [x, *e.kept(node.inputs[0], node)]

@@ -24,7 +24,8 @@ attention       q, k, v [, bias] [, mask]   heads, scale, [biased]: softmax(scal
 relative        q (n, tokens, c)            table (heads, 2 L - 1, size), scale: a bias, :mod:`intq.operators`
 mean_tokens     x (n, tokens, c) [, mask]   the mean over the tokens that the mask keeps
 log_mel         samples                     settings (JSON of :class:`intq.frontend.FrontEnd`): (n, frames, bands)
-normalize_frames  x (n, frames, c)          epsilon, correction: (x - mean) / (deviation + epsilon) over the frames
+normalize_frames  x (n, frames, c)          epsilon, inside, correction, [weight, bias (c,)]: (x - mean) /
+                                            (sqrt(variance + inside) + epsilon) * weight + bias over the frames
 add, mul        a, b                        equal shapes; mul also takes b as (n, c, 1, 1)
 clamp           x                           low, high
 function        x                           function (name), arguments; or body: nodes computing it from ``"x"``
@@ -276,6 +277,12 @@ def _layer_norm(node: FloatNode, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, node.attrs["epsilon"])
 
 
+def _normalize_frames(node: FloatNode, x: Tensor) -> Tensor:
+    epsilon, correction, inside = (node.attrs[key] for key in ("epsilon", "correction", "inside"))
+    y = torch.ops.intq.normalize_frames(x, epsilon, correction, None, inside)
+    return y * node.parameters["weight"].to(x) + node.parameters["bias"].to(x) if node.parameters else y
+
+
 def _attention(node: FloatNode, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
     shape, heads = q.shape, node.attrs["heads"]
     if q.ndim == 3:
@@ -305,9 +312,7 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "mask": lambda node, ids: (ids != node.attrs["padding"]).float(),
     "layer_norm": _layer_norm,
     "log_mel": lambda node, x: torch.ops.intq.log_mel(x, node.attrs["settings"]),
-    "normalize_frames": lambda node, x: torch.ops.intq.normalize_frames(
-        x, node.attrs["epsilon"], node.attrs["correction"]
-    ),
+    "normalize_frames": _normalize_frames,
     "attention": _attention,
     "relative": lambda node, q: torch.ops.intq.relative_scores(q, node.parameters["table"].to(q), node.attrs["scale"]),
     "mean_tokens": _mean_tokens,

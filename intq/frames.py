@@ -54,6 +54,33 @@ def channels_last(graph: FloatGraph) -> FloatGraph:
     return _recounted(r.done())
 
 
+def fewer_frames(graph: FloatGraph) -> FloatGraph:
+    """conv1d without its last frames -> conv1d with less padding behind.
+
+    A window of an even size, padded by half on either side, makes one frame too many (Wav2Vec 2.0's positions).
+    Raises IntqError when other frames are left out.
+    """
+    r = Rewriter(graph)
+    for node in graph.nodes:
+        node = r.resolve(node)
+        if node.op != "slice" or node.attrs["stop"] > 0:
+            r.put(node)
+            continue
+        order, dropped = r.producer(node.inputs[0], "permute"), -node.attrs["stop"]
+        conv = r.producer(order.inputs[0], "conv1d") if order is not None else None
+        if conv is None or conv.attrs["stride"] != 1 or conv.attrs["padding"][1] < dropped:
+            raise IntqError(
+                f"{node.module or node.name}: slice: the last {dropped} of a number of frames that is not known can "
+                "only be left out directly behind a Conv1d of stride 1 whose padding makes as many"
+            )
+        before, after = conv.attrs["padding"]
+        shape = tuple(node.shape[axis] for axis in order.attrs["order"])
+        r.put(replace(conv, shape=shape).with_attrs(padding=(before, after - dropped)))
+        r.put(replace(order, shape=node.shape))
+        r.stand_for(node.name, order.name)
+    return r.done()
+
+
 def _recounted(graph: FloatGraph) -> FloatGraph:
     """The graph with the names that permutes have left free given back: ``relu.permuted`` is ``relu``."""
     taken = {name for node in graph.nodes for name in (node.name,)} | {graph.input}

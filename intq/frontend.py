@@ -234,8 +234,10 @@ def _(samples: Tensor, settings: str, lengths: Tensor | None = None) -> Tensor:
 
 
 @torch.library.custom_op("intq::normalize_frames", mutates_args=())
-def normalize_frames(x: Tensor, epsilon: float, correction: int, mask: Tensor | None = None) -> Tensor:
-    """(x - mean) / (std + epsilon) over the frames of x (n, frames, channels), for each channel by itself.
+def normalize_frames(
+    x: Tensor, epsilon: float, correction: int, mask: Tensor | None = None, inside: float = 0.0
+) -> Tensor:
+    """(x - mean) / (sqrt(variance + inside) + epsilon) over the frames of x (n, frames, channels), channel by channel.
 
     ``mask`` (n, frames), bool: the frames that count, the others become 0; all by default. The sum of squares is
     divided by the number of frames less ``correction``; of a single frame the deviation is 0, and so is the result.
@@ -245,11 +247,11 @@ def normalize_frames(x: Tensor, epsilon: float, correction: int, mask: Tensor | 
     mean = torch.where(mask, x, 0).sum(1, keepdim=True) / count.clamp(min=1)
     apart = torch.where(mask, x - mean, 0)
     variance = apart.square().sum(1, keepdim=True) / (count - correction).clamp(min=1)
-    return apart / (variance.sqrt() + epsilon)
+    return apart / ((variance + inside).sqrt() + epsilon)
 
 
 @normalize_frames.register_fake
-def _(x: Tensor, epsilon: float, correction: int, mask: Tensor | None = None) -> Tensor:
+def _(x: Tensor, epsilon: float, correction: int, mask: Tensor | None = None, inside: float = 0.0) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -16,7 +16,7 @@ from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
-from intq.frames import FULL_SCALE, recordings, samples_value, spread_recordings
+from intq.frames import FULL_SCALE, LONGEST, recordings, samples_value, spread_recordings
 from intq.frontend import LOG_MEL_SCALE
 from intq.graph import Graph
 from intq.migrate import migrate
@@ -81,6 +81,7 @@ def quantize(
     bits: Mapping[str, int] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
+    longest: int = LONGEST,
     progress: Progress | None = None,
 ) -> Graph:
     """The integer network of ``model``: weights int8 per output channel, activations uint8, scores int32.
@@ -97,7 +98,8 @@ def quantize(
     LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
     with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers read 16-bit activations. ``ranges``:
     {module path: (low, high)}: of what these modules make, known from training instead of calibration.
-    ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph.
+    ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph. ``longest``: samples of a
+    recording that the integer network takes at a time.
     ``progress(stage, done, total)`` is called along the way.
 
     The graph's metadata holds ``layers``: per value its name and ``sqnr_db`` against the float network on the
@@ -128,7 +130,7 @@ def quantize(
         if graph.reads_tokens:
             value, batches = tokens_value(graph), sentences(graph, batches)
         if graph.reads_samples:
-            value, batches = samples_value(graph), recordings(batches)
+            value, batches = samples_value(graph, longest), recordings(batches, longest)
         if functions == "ibert":
             graph = with_ibert_functions(graph)
         report("capture", 1, 1)

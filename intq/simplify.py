@@ -20,7 +20,7 @@ from intq.affines import (
     fold_affine_forward,
 )
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, channel_axis
-from intq.frames import channels_last
+from intq.frames import channels_last, fewer_frames
 from intq.rewriter import Rewriter, clamps, renamed, without_unused
 from intq.transformer import first_token_early, merge_embeddings, merge_heads
 
@@ -32,6 +32,7 @@ def simplify(graph: FloatGraph) -> FloatGraph:
     passes: tuple[Callable[[FloatGraph], FloatGraph], ...] = (
         _drop_last_softmax,
         _drop_expansions,
+        fewer_frames,
         channels_last,
         _merge_reshapes,
         merge_embeddings,

@@ -11,7 +11,7 @@ from intq.calibrate import Histogram
 from intq.curves import MAX_LIFT, TOP
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
-from intq.plan import ARGUMENT, Quant
+from intq.plan import ARGUMENT, MOVES, Quant
 
 CURVE_HEADROOM = 1.25  # of a curve's interval over what calibration saw
 FLAT = 0.05  # output steps by which a curve may miss what lies outside its interval
@@ -21,6 +21,8 @@ GRID = 4097
 def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
     """The layers that read 16 bits: of the patterns that match a layer's path the last counts.
 
+    Layers that read a recording's samples, as they are or normalised, read 16 bits unless a pattern says 8: a voice is
+    often a hundredth as loud as its loudest moment, and 8 bits would leave it two or three levels.
     Raises IntqError for a pattern that matches none.
     """
     layers = [node for node in graph.nodes if node.op in ("linear", "conv1d")]
@@ -28,8 +30,22 @@ def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
         if not any(fnmatchcase(node.module, pattern) for node in layers):
             known = ", ".join(node.module for node in layers[:4])
             raise IntqError(f"no layer is called {pattern!r}; there are {known}, ...")
-    chosen = {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
+    chosen = dict.fromkeys(_readers_of_samples(graph), 16)
+    chosen |= {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
     return frozenset(name for name, b in chosen.items() if b == 16)
+
+
+def _readers_of_samples(graph: FloatGraph) -> list[str]:
+    """The layers that read recordings, moved or normalised."""
+    samples, readers = {graph.input} if graph.reads_samples else set(), []
+    for node in graph.nodes:
+        if samples.isdisjoint(node.inputs[:1]):
+            continue
+        if node.op in MOVES or node.op == "normalize_frames":
+            samples.add(node.name)
+        elif node.op in ("linear", "conv1d"):
+            readers.append(node.name)
+    return readers
 
 
 def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> set[str]:

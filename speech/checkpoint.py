@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.pretrained import fill
-from intq.speech import assets, nemo, sections
+from intq.speech import assets, huggingface, nemo, sections
 from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
@@ -26,35 +26,46 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """A trained speech network in evaluation mode, with all that its audio input and its answer need.
 
-    model: float32 samples (n, t) in [-1, 1) to logits: of head "ctc" (n, frames, labels + 1) with the blank last, of
-        "frames" (n, frames, labels), of "classification" (n, labels). labels: the name of each, without the blank.
-    front: its front end's settings. name: for people; source: the absolute path, "" for random weights.
-    tokenizer: the file of a SentencePiece model whose pieces the labels are, or None.
+    model: float32 samples (n, t) in [-1, 1) to logits: of head "ctc" (n, frames, labels + 1), of "frames" (n, frames,
+        labels), of "classification" (n, labels). It has `rate`, `seconds` and `frames` as
+        :class:`intq.speech.models.network.SpeechModel` has. labels: the name of each, without CTC's blank.
+    front: its front end's settings, None where the network reads samples as they are. name: for people; source: the
+        absolute path or a hub id, "" for random weights.
+    tokenizer: the file of a SentencePiece model whose pieces the labels are, or None. spelled: what the labels spell
+        and which is the blank, where that is neither characters nor pieces with the blank behind them.
     """
 
     model: nn.Module
     name: str
     source: str
-    front: FrontEnd
+    front: FrontEnd | None
     labels: tuple[str, ...]
     head: Head
     tokenizer: bytes | None = None
+    spelled: Labels | None = None
 
     @property
     def sample_rate(self) -> int:
         """In Hz."""
-        return self.front.sample_rate
+        return self.model.rate
+
+    @property
+    def longest(self) -> int:
+        """Samples of a recording that go through the network at a time."""
+        return round(self.model.seconds * self.model.rate)
 
     def spelling(self) -> Labels:
         """What a CTC network's labels spell."""
+        if self.spelled is not None:
+            return self.spelled
         return sentencepiece(self.tokenizer) if self.tokenizer else characters(self.labels)
 
 
 def load(source: str | Path) -> Checkpoint:
     """The network in `source`.
 
-    source: a `.nemo` archive, a folder of its files, weights with their YAML of the same name beside them, or the name
-    of weights that a package ships ("marblenet", "hama").
+    source: a `.nemo` archive, a folder of its files, weights with their YAML of the same name beside them, the name of
+    weights that a package ships ("marblenet", "hama"), a folder written by save_pretrained, or a hub id.
 
     Raises IntqError when it is none of them, is unsafe or damaged, describes another kind of model, or has weights that
     are missing, left over, of another shape, NaN or infinite.
@@ -62,12 +73,14 @@ def load(source: str | Path) -> Checkpoint:
     path = Path(source).expanduser()
     if not path.exists() and str(source) in PACKAGED:
         return _packaged(str(source))
+    if huggingface.is_checkpoint(str(source)):
+        return of_samples(*huggingface.load(str(source)))
     if not path.exists():
-        if str(source) in ARCHITECTURES:
+        if str(source) in ARCHITECTURES or str(source) in huggingface.ARCHITECTURES:
             raise IntqError(
                 f"{source} is an architecture without weights here: give a checkpoint, or --random for random weights"
             )
-        raise IntqError(f"there is no file or folder {source}: expected a .nemo checkpoint")
+        raise IntqError(f"there is no file or folder {source}: expected a .nemo checkpoint or one of Hugging Face")
     path = path.resolve()
     found = nemo.read(path)
     try:
@@ -86,6 +99,12 @@ def load(source: str | Path) -> Checkpoint:
     model = SpeechModel(front, encoder, decoder, cepstra)
     _fill(model, found.state, str(source))
     return Checkpoint(model, path.stem, str(path), front, labels, head, found.tokenizer)
+
+
+def of_samples(model: huggingface.FromSamples, labels: Labels, name: str, source: str) -> Checkpoint:
+    """A CTC network of Hugging Face as a checkpoint."""
+    names = tuple(text or f"<{index}>" for index, text in enumerate(labels.texts) if index != labels.blank)
+    return Checkpoint(model, name, source, None, names, "ctc", spelled=labels)
 
 
 def _packaged(name: str) -> Checkpoint:

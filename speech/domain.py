@@ -31,18 +31,18 @@ READS = "recordings"
 OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
-PIECE_SECONDS = 60.0  # of a recording that goes through a network at a time
 
 
 def names() -> tuple[str, ...]:
     """The architectures that `random` builds."""
+    from intq.speech import huggingface
     from intq.speech.models import ARCHITECTURES
 
-    return tuple(ARCHITECTURES)
+    return (*ARCHITECTURES, *huggingface.ARCHITECTURES)
 
 
 def load(source: str) -> Checkpoint:
-    """The trained network in a `.nemo` archive, a folder of its files, or weights beside their YAML."""
+    """The trained network in a `.nemo` archive, a folder of its files, weights beside their YAML, or Hugging Face's."""
     from intq.speech.checkpoint import load
 
     return load(source)
@@ -64,7 +64,7 @@ def metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "head": checkpoint.head,
         "labels": list(checkpoint.labels),
         "sample_rate": checkpoint.sample_rate,
-        "longest": round(PIECE_SECONDS * checkpoint.sample_rate),
+        "longest": checkpoint.longest,
         "shortest": checkpoint.sample_rate // 10,
         "frames": "" if checkpoint.head == "classification" else dims.fitted(SAMPLES, checkpoint.model.frames),
     }
@@ -125,7 +125,8 @@ def quantize(
     from intq.quantize import quantize
 
     recordings = calibration(checkpoint, data, samples, seed)
-    graph = quantize(checkpoint.model, recordings, seed=seed, progress=progress, **options)
+    longest = checkpoint.longest
+    graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
     known = metadata(checkpoint)
     known["shortest"] = max(known["shortest"], shortest(graph))
     scale = graph.values[graph.outputs[0]].scale

@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from intq.speech.checkpoint import Checkpoint
+from intq.speech import huggingface
+from intq.speech.checkpoint import Checkpoint, of_samples
 from intq.speech.models import architecture
 from intq.speech.models.conformer import Attention
 
@@ -23,6 +25,12 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
 
     The same name and seed give the same network. Raises IntqError when there is no such architecture.
     """
+    if name in huggingface.ARCHITECTURES:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = huggingface.build(name)
+            randomize(model)
+        return of_samples(model, huggingface.letters(), name, "")
     known = architecture(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,8 +48,12 @@ def randomize(network: nn.Module) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm1d | nn.LayerNorm):
+                weight = nn.init.kaiming_normal_(module.weight.clone(), nonlinearity="relu")
+                if is_parametrized(module, "weight"):
+                    module.weight = weight  # weight norm: its direction and its length
+                else:
+                    module.weight.copy_(weight)
+            elif isinstance(module, nn.BatchNorm1d | nn.LayerNorm | nn.GroupNorm):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0.0, 0.3)
             elif isinstance(module, nn.Linear):

@@ -15,7 +15,7 @@ from intq.backends.reference import NumpyDialect
 from intq.errors import IntqError
 from intq.frontend import FrontEnd, LogMel, log_mel_node_parts, mel_filters, window_of
 from intq.graph import Graph, make_node
-from intq.ops.frames import MOST_FRAMES, normalize_parts
+from intq.ops.frames import MOST_FRAMES, mean_bits, normalize_parts
 from intq.ops.log_mel import LOG_BITS, logarithm
 from intq.value import DTYPE_RANGE, Value
 
@@ -286,13 +286,47 @@ def test_group_norm_over_time():
     assert np.abs(y - np.clip(wanted * 255 / 8 + 128, 0, 255)).max() <= 0.53
 
 
-def test_the_longest_signal_is_proven():
-    graph = normalisation(2, MOST_FRAMES, correction=1)
+@given(st.integers(1, MOST_FRAMES))
+def test_as_many_fractional_bits_as_62_hold(longest):
+    bits = mean_bits(longest)
+    assert bits == 7 or longest > 2**17
+    assert longest * (2 ** (30 + 2 * bits) + 1) < 2**62
+    assert bits == 7 or longest * 2 ** (32 + 2 * bits) > 2**61  # one more would not do
+
+
+@pytest.mark.parametrize("longest", [2**17, 2**17 + 1, 2**19, MOST_FRAMES])
+def test_the_longest_signal_is_proven(longest):
+    """The reference checks every bound that is proven on paper."""
+    graph = normalisation(3, longest, correction=1)
     rng = np.random.default_rng(0)
-    x = np.where(rng.integers(0, 2, (1, MOST_FRAMES, 2)), 2**15 - 1, -(2**15)).astype(np.int16)
+    x = np.where(rng.integers(0, 2, (1, longest, 3)), 2**15 - 1, -(2**15)).astype(np.int16)
     x[..., 1], x[:, 5, 1] = -(2**15), 2**15 - 1  # the farthest that a frame can be from the others
+    x[..., 2], x[:, 5, 2] = 0, 1024  # the same, where roundings weigh most
     (y,) = reference.run(graph, x, np.ones(x.shape[:2], np.uint8))
-    assert y[0, 5, 1] == 255 and set(np.unique(y[..., 1])) == {128, 255}
+    for channel in (1, 2):
+        assert y[0, 5, channel] == 255 and set(np.unique(y[..., channel])) == {128, 255}
+
+
+def test_samples_are_normalised_but_for_the_rounding_of_their_mean():
+    """A minute of samples into 16 bits, as Wav2Vec2 takes them: from loud speech to what hardly stirs."""
+    rng, scale = np.random.default_rng(2), 12 / 2**15
+    attrs, constants = normalize_parts(
+        2.0**-15, np.ones(1), np.zeros(1), scale, 0, "int16", longest=MOST_FRAMES, epsilon=1e-7
+    )
+    x = Value("x", ("n", "s", 1), "int16", *DTYPE_RANGE["int16"], longest=MOST_FRAMES)
+    mask = Value("mask", ("n", "s"), "uint8", 0, 1, longest=MOST_FRAMES)
+    node = make_node("normalize_frames", "y", (x, mask), dtype="int16", attrs=attrs, constants=constants)
+    for level in (3000, 100, 4):
+        samples = np.clip(np.rint(rng.normal(7.3, level, (1, 960000, 1))), -(2**15), 2**15 - 1).astype(np.int16)
+        y = reference.run_node(node, [samples, np.ones((1, 960000), np.uint8)])
+        real = samples.astype(np.float64) / 2**15
+        deviation = np.sqrt(real.var() + 1e-7)
+        mean = 2.0 ** -(15 + mean_bits(MOST_FRAMES) + 1) / deviation  # what its rounding moves all by
+        wanted = (real - real.mean()) / deviation
+        assert np.abs(y * scale - wanted).max() < scale / 2 + mean + 1e-4 * np.abs(wanted).max()
+
+
+def test_more_than_the_longest_is_refused():
     with pytest.raises(IntqError, match="longest must lie in"):
         normalisation(2, MOST_FRAMES + 1)
 

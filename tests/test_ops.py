@@ -338,7 +338,7 @@ def lifted(lift: np.ndarray) -> Sample:
             "0 or 1, got",
         ),
         ("normalize_frames", extreme("normalize_frames", {"correction": 2}), "correction must be 0 or 1"),
-        ("normalize_frames", extreme("normalize_frames", {"longest": 2**17 + 1}), "longest must lie in"),
+        ("normalize_frames", extreme("normalize_frames", {"longest": 2**20 + 1}), "longest must lie in"),
         ("normalize_frames", extreme("normalize_frames", epsilon=np.int64(2**61)), "epsilon is out of range"),
         ("normalize_frames", extreme("normalize_frames", shift=np.full(31, 40, np.int32)), "one value per channel"),
         ("linear", replace(FIRST["linear"], attrs=FIRST["linear"].attrs | {"level": 3}), "level go together"),

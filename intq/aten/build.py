@@ -43,6 +43,7 @@ class Build:
     op: str = ""
     shape: Any = None  # of the fx node's result(s), batch symbolic
     symbols: dict[str, str] = field(default_factory=dict)  # torch's names of the symbolic sizes -> ours
+    recordings: bool = False
     ids: str = ""  # the input, where it is token ids; then their number, and the masks made so far by padding id
     vocabulary: int = 0
     masks: dict[int, str] = field(default_factory=dict)
@@ -52,11 +53,8 @@ class Build:
         return next(node for node in self.nodes if node.name == name)
 
     def emit(self, op: str, *inputs: str, shape: tuple | None = None, parameters: dict | None = None, **attrs) -> str:
-        base = (
-            self.module
-            if op in ("conv1d", "conv2d", "linear", "affine", "layer_norm")
-            else f"{self.module}.{self.op}".lstrip(".")
-        )
+        layer = op in ("conv1d", "conv2d", "linear", "affine", "layer_norm") or "weight" in (parameters or ())
+        base = self.module if layer else f"{self.module}.{self.op}".lstrip(".")
         base = "mask" if op == "mask" else base
         name, count = base or self.op, 1
         while name in self.shapes:

@@ -6,6 +6,8 @@ Frames come before channels in the graph, as tokens do: each function permutes w
 
 from __future__ import annotations
 
+import torch
+
 from intq.aten.build import Unsupported, cut, mean_of_frames, parameter, swapped, takes, to_channels, to_frames
 from intq.aten.contractions import bias_of
 
@@ -56,5 +58,22 @@ def _log_mel(build, samples, settings, lengths=None):
 
 
 @takes("normalize_frames")
-def _normalize_frames(build, x, epsilon, correction, mask=None):
-    return build.emit("normalize_frames", x, epsilon=float(epsilon), correction=int(correction))
+def _normalize_frames(build, x, epsilon, correction, mask=None, inside=0.0):
+    return build.emit("normalize_frames", x, epsilon=float(epsilon), correction=int(correction), inside=float(inside))
+
+
+@takes("group_norm")
+def _group_norm(build, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=False):
+    """A group for each channel over all frames: instance normalisation (Wu and He 2018, section 3.1)."""
+    shape = build.shapes[input]
+    if len(shape) != 3 or num_groups != shape[1] or not isinstance(shape[2], str):
+        raise Unsupported(
+            f"taken is a group for each channel of recordings (n, c, frames), got {num_groups} groups of {shape}"
+        )
+    parameters = {
+        "weight": torch.ones(num_groups) if weight is None else parameter(weight, "weight"),
+        "bias": torch.zeros(num_groups) if bias is None else parameter(bias, "bias"),
+    }
+    x, attrs = to_frames(build, input), {"epsilon": 0.0, "correction": 0, "inside": float(eps)}
+    y = build.emit("normalize_frames", x, shape=build.shapes[x], parameters=parameters, **attrs)
+    return to_channels(build, y)

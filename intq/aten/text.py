@@ -15,11 +15,13 @@ from torch import Tensor
 from intq.aten.build import Unsupported, parameter, takes
 
 SAMPLE_ROWS, SAMPLE_TOKENS = 5, 7
+SAMPLE_RECORDINGS = (2**14, 20001)  # samples
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A tensor that the token ids alone determine: ``of(ids)``, ids int64 (n, tokens)."""
+    """A tensor that the token ids alone determine: ``of(ids)``, ids int64 (n, tokens); or the number of samples alone:
+    ``of(samples)``, samples (n, t)."""
 
     of: Callable[[Tensor], Tensor]
 
@@ -140,6 +142,8 @@ def _attention(build, query, key, value, attn_mask=None, dropout_p=0.0, is_causa
     inputs, attrs = [query, key, value], {}
     if isinstance(attn_mask, str) and build.made(attn_mask).op == "relative":
         inputs, attrs = [*inputs, attn_mask], {"biased": True}
+    elif isinstance(attn_mask, Derived) and build.recordings:
+        _expect_all(attn_mask)
     elif isinstance(attn_mask, Derived):
         padding = padding_of(build, attn_mask)
         inputs += [] if padding is None else [mask_of(build, padding)]
@@ -152,6 +156,12 @@ def _attention(build, query, key, value, attn_mask=None, dropout_p=0.0, is_causa
         )
     scale = shape[-1] ** -0.5 if scale is None else float(scale)
     return build.emit("attention", *inputs, scale=scale, heads=shape[1], **attrs)
+
+
+def _expect_all(mask: Derived) -> None:
+    """Of recordings the integer network knows which frames each has: the float network must keep all."""
+    if not all(_kept(mask.of(torch.zeros(2, samples))).all() for samples in SAMPLE_RECORDINGS):
+        raise Unsupported("a mask that leaves frames out is not taken; call the network without lengths")
 
 
 @takes("relative_scores")

@@ -19,10 +19,10 @@ from intq.ops.op import Attrs, Constants, Op, Sample, expect
 from intq.ops.rows import INVERSE_BITS, LEAST_ROOT, UNIT_BITS
 from intq.value import DTYPE_RANGE, Shape, Value
 
-MOST_FRAMES = 2**17
-MEAN_BITS = 7  # fractional bits of a mean
+MOST_FRAMES = 2**20  # of samples a minute at 16 kHz
+MEAN_BITS = 7  # fractional bits of a mean, at most
 ROOT_BITS = 15  # of a deviation: LEAST_ROOT is a deviation of one input unit, what is below it is noise
-UNIT_LIMIT = 2**29  # |x - mean| <= sqrt(frames) * deviation < 2**9 deviations
+UNIT_LIMIT = 2**31 - 1  # |x - mean| <= sqrt(frames) * deviation <= 2**10 deviations; rounding makes it less than 2**11
 EPSILON_LIMIT = 2**60
 
 
@@ -32,28 +32,37 @@ def _frame_mask(L, operands, constants: Constants, attrs: Attrs):
     return L.clamp(L.wide(lengths) - L.wide(numbers) * attrs["divide"] + (attrs["add"] + 1), 0, 1)
 
 
-def statistics(L, total, squares, count, constants: Constants, attrs: Attrs):
-    """(mean * 2**7, 2**46 / (deviation * 2**15)), int32, from a channel's sums of x and of x**2, int64.
+def mean_bits(longest: int) -> int:
+    """Fractional bits of the mean of up to ``longest`` frames: 7 up to 2**17 of them, 5 for 2**20.
 
-    The mean is rounded to the nearest, which adds less than 2**-16 to the variance; the sum of squares about it is
-    exact, divided and its root taken with one rounding each, downwards. ``constants``: ``epsilon`` in units of the
-    variance's 2**-30, ``deviation_epsilon`` in units of the deviation's 2**-15.
+    As many as let the sum of squares, (2**(15 + bits))**2 for each frame, fit 62 bits.
     """
-    longest, one = attrs["longest"], L.clamp(count, 1, attrs["longest"])
-    lifted = L.shift_left(total, MEAN_BITS) + L.wide(one) * 2 ** (15 + MEAN_BITS) + L.wide(L.shift_right(one, 1))
-    lifted = L.within(lifted, 0, longest << (17 + MEAN_BITS))  # x >= -2**15
-    mean = quotient(L, lifted, L.wide(one), (longest << (17 + MEAN_BITS)).bit_length())
-    mean = L.narrow(L.within(mean, 0, 2 ** (16 + MEAN_BITS))) - 2 ** (15 + MEAN_BITS)
-    # sum (x 2**7 - m)**2 = 2**14 sum x**2 - m (2**8 sum x - count m): at most (2**22)**2 for each x, by the mean's
-    # being in the middle of what lies in [-2**15, 2**15) (Popoviciu), and 1/4 for its rounding
-    rest = L.shift_left(total, MEAN_BITS + 1) - L.wide(count) * L.wide(mean)
-    rest = L.within(rest, -(longest << (16 + MEAN_BITS)), longest << (16 + MEAN_BITS))
-    spread = L.shift_left(squares, 2 * MEAN_BITS) - L.wide(mean) * rest
-    most = longest * (2 ** (30 + 2 * MEAN_BITS) + 1)
+    return min(MEAN_BITS, (31 - (longest - 1).bit_length()) // 2)
+
+
+def statistics(L, total, squares, count, constants: Constants, attrs: Attrs):
+    """(mean * 2**bits, 2**46 / (deviation * 2**15)), int32, from a channel's sums of x and of x**2, int64.
+
+    ``bits``: :func:`mean_bits`. The mean is rounded to the nearest, which adds at most 4**-(bits + 1) to the variance;
+    the sum of squares about it is exact, divided and its root taken with one rounding each, downwards. ``constants``:
+    ``epsilon`` in units of the variance's 2**-30, ``deviation_epsilon`` in units of the deviation's 2**-15.
+    """
+    longest, bits = attrs["longest"], mean_bits(attrs["longest"])
+    one = L.clamp(count, 1, longest)
+    lifted = L.shift_left(total, bits) + L.wide(one) * 2 ** (15 + bits) + L.wide(L.shift_right(one, 1))
+    lifted = L.within(lifted, 0, longest << (17 + bits))  # x >= -2**15
+    mean = quotient(L, lifted, L.wide(one), (longest << (17 + bits)).bit_length())
+    mean = L.narrow(L.within(mean, 0, 2 ** (16 + bits))) - 2 ** (15 + bits)
+    # In units of 2**-bits: sum (x - m)**2 = sum x**2 - m (2 sum x - count m), at most (2**(15 + bits))**2 for each x,
+    # by the mean's being in the middle of what lies in [-2**15, 2**15) (Popoviciu), and 1/4 for its rounding
+    rest = L.shift_left(total, bits + 1) - L.wide(count) * L.wide(mean)
+    rest = L.within(rest, -(longest << (16 + bits)), longest << (16 + bits))
+    spread = L.shift_left(squares, 2 * bits) - L.wide(mean) * rest
+    most = longest * (2 ** (30 + 2 * bits) + 1)
     spread = L.within(spread, 0, most)
     variance = quotient(L, spread, L.wide(L.clamp(count - attrs["correction"], 1, longest)), most.bit_length())
-    variance = L.within(variance, 0, 2 ** (31 + 2 * MEAN_BITS) + 2)  # two frames less one
-    root = isqrt(L, L.shift_left(variance, 2 * (ROOT_BITS - MEAN_BITS)) + constants["epsilon"])
+    variance = L.within(variance, 0, 2 ** (31 + 2 * bits) + 2)  # two frames less one
+    root = isqrt(L, L.shift_left(variance, 2 * (ROOT_BITS - bits)) + constants["epsilon"])
     root = L.clamp(root + constants["deviation_epsilon"], LEAST_ROOT, 2**31 - 1)
     return mean, L.narrow(reciprocal(L, root, INVERSE_BITS))
 
@@ -61,9 +70,10 @@ def statistics(L, total, squares, count, constants: Constants, attrs: Attrs):
 def normalised(L, apart, inverse, constants: Constants, attrs: Attrs):
     """clamp(round(gamma / scale_y * (x - mean) / deviation + beta / scale_y) + zero_point).
 
-    ``apart``: (x - mean) * 2**7.
+    ``apart``: (x - mean) * 2**bits.
     """
-    unit = L.shift_right(L.wide(apart) * L.wide(inverse), INVERSE_BITS - ROOT_BITS + MEAN_BITS - UNIT_BITS)
+    bits = mean_bits(attrs["longest"])
+    unit = L.shift_right(L.wide(apart) * L.wide(inverse), INVERSE_BITS - ROOT_BITS + bits - UNIT_BITS)
     unit = L.narrow(L.within(unit, -UNIT_LIMIT, UNIT_LIMIT))
     terms = [(unit, constants["multiplier"])]
     return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
@@ -75,7 +85,7 @@ def _normalize_frames(L, operands, constants: Constants, attrs: Attrs):
     kept, longest = L.wide(x * mask), attrs["longest"]
     total, squares, count = (L.frame_sum(v, longest) for v in (kept, kept * kept, mask))
     mean, inverse = statistics(L, total, squares, count, constants, attrs)
-    apart = (L.shift_left(x, MEAN_BITS) - mean) * mask
+    apart = (L.shift_left(x, mean_bits(longest)) - mean) * mask
     zero = attrs["zero_point"]
     return (normalised(L, apart, inverse, constants, attrs) - zero) * L.wide(mask) + zero
 
@@ -151,7 +161,7 @@ def _mask_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _normalize_samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
-    for channels, dtype, correction, zero in [(32, "uint8", 1, 128), (21, "int16", 0, 0)]:
+    for channels, dtype, correction, zero, longest in [(32, "uint8", 1, 128, 512), (21, "int16", 0, 0, MOST_FRAMES)]:
         shift = 45 if dtype == "uint8" else 38
         level = rng.integers(-20, 20, channels)
         constants = {
@@ -162,7 +172,7 @@ def _normalize_samples(rng: np.random.Generator) -> list[Sample]:
             "deviation_epsilon": np.int64(correction * rng.integers(1, 2**20)).reshape(()),
         }
         low, high = DTYPE_RANGE[dtype]
-        attrs = {"correction": correction, "zero_point": zero, "longest": 512, "low": low, "high": high}
+        attrs = {"correction": correction, "zero_point": zero, "longest": longest, "low": low, "high": high}
         x = Value("x", ("n", "s", channels), "int16", *DTYPE_RANGE["int16"], longest=512)
         samples.append(Sample((x, Value("mask", ("n", "s"), "uint8", 0, 1, longest=512)), attrs, constants, dtype))
     return samples

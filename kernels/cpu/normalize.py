@@ -14,7 +14,7 @@ from intq.kernels.cpu.frames import CHANNELS
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.pack import Rescale
-from intq.ops.frames import MEAN_BITS, normalised, statistics
+from intq.ops.frames import mean_bits, normalised, statistics
 
 ALL = Run(0, CHANNELS, False)
 
@@ -78,7 +78,7 @@ def normalize_frames(name: str, attrs, rescale: Rescale, source, mask, output) -
                     at = T.Bind((first + frame) * channels + start)
                     with T.If(mask[first + frame] != 0):
                         with T.Then():
-                            apart = TvmDialect.shift_left(load(x, at, run), MEAN_BITS) - mean
+                            apart = TvmDialect.shift_left(load(x, at, run), mean_bits(attrs["longest"])) - mean
                             store(out, at, normalised(TvmDialect, apart, inverse, values, attrs), run)
                         with T.Else():
                             store(out, at, everywhere(attrs["zero_point"], run), run)

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from intq.frontend import FrontEnd, LogMel
+from intq.speech.models.conformer import Attention
+
+SECONDS, ATTENTION_SECONDS = 60.0, 30.0  # attention's work grows with the square
 
 
 class SpeechModel(nn.Module):
     """Float samples (n, t) in [-1, 1), with `lengths` (n,) of them valid, to logits (n, frames, labels) or (n, labels).
 
     cepstra: how many cepstral coefficients the encoder takes in place of the front end's bands (see `cosines`).
+    Its `rate` is in Hz; `seconds` of a recording go through it at a time.
 
     Without lengths nothing is masked; with them, an utterance in a batch gives what it gives alone, on its first
     `frames(length)` frames.
@@ -22,6 +26,7 @@ class SpeechModel(nn.Module):
     def __init__(self, front: FrontEnd, encoder: nn.Module, decoder: nn.Module, cepstra: int | None = None) -> None:
         super().__init__()
         self.front, self.encoder, self.decoder = LogMel(front), encoder, decoder
+        self.rate, self.seconds = front.sample_rate, ATTENTION_SECONDS if attends(encoder) else SECONDS
         self.cepstra = nn.Identity() if cepstra is None else cosines(front.bands, cepstra)
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -38,6 +43,11 @@ class SpeechModel(nn.Module):
     def _features(self, samples):
         front = self.front.front
         return samples // front.hop + front.extra_frame
+
+
+def attends(encoder: nn.Module) -> bool:
+    """Whether a network has attention."""
+    return any(isinstance(module, Attention) for module in encoder.modules())
 
 
 def cosines(bands: int, count: int) -> nn.Conv1d:
