@@ -103,7 +103,7 @@ def test_recordings_of_other_lengths(made):
     least = shortest(graph)
     network = intq.compile(graph)
     assert network(np.zeros((1, least), np.int16), np.array([least], np.int32)).shape[1] == 1
-    with pytest.raises(IntqError, match="short"):
+    with pytest.raises(IntqError, match="give longer inputs"):
         network(np.zeros((1, least - 1), np.int16), np.array([1], np.int32))
 
 
