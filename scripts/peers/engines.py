@@ -66,8 +66,11 @@ ONNX_RUNTIME_CANDIDATES = (
 )
 
 
-def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path) -> Path:
-    """Write a network as ONNX for inputs of x's shape (n, c, h, w), with BatchNorm folded and shapes inferred."""
+def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path, **options) -> Path:
+    """Write a network as ONNX for inputs of x's shape, with BatchNorm folded and shapes inferred.
+
+    options: those of ONNX Runtime's preparation for quantization.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     raw = path.with_suffix(".raw.onnx")
@@ -75,7 +78,7 @@ def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path) -> Path:
         torch.onnx.export(
             module, (torch.from_numpy(x),), raw, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"]
         )
-        quant_pre_process(raw, path)
+        quant_pre_process(raw, path, **options)
     raw.unlink()
     return path
 
