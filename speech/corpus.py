@@ -25,6 +25,7 @@ from intq.speech.assets import asset
 from intq.speech.phrases import phrases, prompts
 from intq.speech.voices import ACCENTS, FLITE, VARIANTS, Voice, check_engines, espeak, g722, speak
 
+SOURCES = ("austen-novels", "asterisk-sounds", "asterisk-transcripts")  # of intq.speech.assets
 RATE = 16000
 SECONDS = 3.0  # of a phrase, about
 SHARES = {"train": 1.0, "dev": 0.05, "test": 0.1}  # hours, of those asked for

@@ -13,8 +13,8 @@ from pathlib import Path
 from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
-from intq.speech.assets import ASSETS, fetch
-from intq.speech.corpus import SHARES, build
+from intq.speech.assets import fetch
+from intq.speech.corpus import SHARES, SOURCES, build
 from intq.speech.data import librispeech
 
 HOURS = 6.0
@@ -24,7 +24,7 @@ def corpus(hours: float = HOURS, seed: int = 0, jobs: int = 2) -> Path:
     """The corpus in the cache, made now if it is not there."""
     folder = cache_folder() / "speech-data" / f"made-{hours:g}-hours-seed-{seed}"
     if not folder.is_dir():
-        for name in ASSETS:
+        for name in SOURCES:
             fetch(name)
         with step("make the corpus") as advance:
             build(folder, hours, seed, jobs, advance)
