@@ -118,15 +118,26 @@ def quantize(
     *,
     samples: int,
     seed: int,
+    zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Graph:
-    """The integer network of a checkpoint, from samples to scores, calibrated on the data."""
+    """The integer network of a checkpoint, from samples to scores, calibrated on the data.
+
+    zero_shot: calibrated without data, on recordings made from the network (:mod:`intq.zero_shot`).
+    """
     from intq.quantize import quantize
 
-    recordings = calibration(checkpoint, data, samples, seed)
+    if zero_shot:
+        from intq.speech.zero_shot import recordings_for
+
+        made = recordings_for(checkpoint.model, checkpoint.sample_rate, samples, seed, progress)
+        recordings, options = made.samples, {**made.options, **options}
+    else:
+        recordings = calibration(checkpoint, data, samples, seed)
     longest = checkpoint.longest
     graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
+    graph = made.noted(graph) if zero_shot else graph
     known = metadata(checkpoint)
     known["shortest"] = max(known["shortest"], shortest(graph))
     scale = graph.values[graph.outputs[0]].scale
