@@ -120,8 +120,18 @@ def quantize(
         ),
     ] = None,
     task: Task = None,
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot",
+            help="Calibrate without data: on samples made to fit the statistics that the network's BatchNorms keep of "
+            "its training, or on noise and random words where it has none.",
+        ),
+    ] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Use so many of the images, texts or recordings at most.")] = 128,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibrate on so many images, texts or recordings at most.")
+    ] = 128,
     method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
     functions: Annotated[
         str | None,
@@ -148,30 +158,34 @@ def quantize(
     [b]Examples[/]
 
       intq quantize microsoft/resnet-50 --data photos/ -o resnet50-int8
+      intq quantize microsoft/resnet-50 --zero-shot -o resnet50-int8
       intq quantize textattack/roberta-base-SST-2 --task sst2 -o sst2-int8
       intq quantize my-bert/ --data reviews.csv --bits '*.output.dense=16' -o reviews-int8
       intq quantize quartznet15x5.nemo --data LibriSpeech/dev-clean -o quartznet-int8
       intq quantize roberta-base --random -o roberta-int8
 
     [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"},
-    "notices": [...]}; parameters: weights, those of embeddings too[/]
+    "calibration": "data", "zero-shot" or "random", "notices": [...]}; parameters: weights, those of embeddings too[/]
     """
     check_output(output, force)
     use_threads(threads)
     if random and (data or task):
         given = "--data" if data else "--task"
         raise IntqError(f"--random makes up its own data: leave out {given}, or give a checkpoint without --random")
-    if not (random or data or task):
+    if zero_shot and (data or task or random):
+        given = "--data" if data else "--task" if task else "--random"
+        raise IntqError(f"--zero-shot calibrates a trained checkpoint without data: leave out {given} or --zero-shot")
+    if not (random or data or task or zero_shot):
         raise IntqError(
             "no calibration data: give --data a folder of images or recordings or a file of texts like those the "
-            "network will see, "
-            "or name the task of GLUE that the checkpoint is for with --task"
+            "network will see, or name the task of GLUE that the checkpoint is for with --task, or do without data with "
+            "--zero-shot"
         )
     options = {"method": method, "functions": functions, "residual_bits": residual_bits, "bits": layer_bits(bits)}
     options = {name: value for name, value in options.items() if value}
     domain, checkpoint = opened(source, seed, random=random, task=task, labels=labels)
     refuse_options(domain, task=task)
-    given = {"task": task} if task else {}
+    given = ({"task": task} if task else {}) | ({"zero_shot": True} if zero_shot else {})
     graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
     proof = graph.verify()
     with artifact.new_folder(output, overwrite=force) as new:
@@ -185,6 +199,7 @@ def quantize(
         "parameters": sum(n.constants[name].size for n in graph.nodes for name in WEIGHTS & n.constants.keys()),
         "bytes": size,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
+        "calibration": graph.metadata.get("calibration", "random" if random else "data"),
         "notices": graph.metadata.get("notices", []),
     }
     return Answer(

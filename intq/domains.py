@@ -10,7 +10,8 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     random(name, seed) -> Checkpoint           an architecture of names() at full size with random weights
     metadata(checkpoint) -> dict               JSON that travels in the graph, "domain" and "model" in it
     save(checkpoint, folder)                   write into an artifact what its raw input needs besides: a tokenizer
-    quantize(checkpoint, data, samples=, seed=, progress=, **options) -> Graph    data None: made up, or of the task
+    quantize(checkpoint, data, samples=, seed=, zero_shot=, progress=, **options) -> Graph
+                                               data None: made up, of the task, or with zero_shot from the network
     network(checkpoint) -> callable            the float network on the same input
     reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
                                                a Checkpoint
