@@ -129,9 +129,7 @@ def quantize(
         ),
     ] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Calibrate on so many images, texts or recordings at most.")
-    ] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Calibrate on so many inputs at most.")] = 128,
     method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
     functions: Annotated[
         str | None,
@@ -178,7 +176,7 @@ def quantize(
     if not (random or data or task or zero_shot):
         raise IntqError(
             "no calibration data: give --data a folder of images or recordings or a file of texts like those the "
-            "network will see, or name the task of GLUE that the checkpoint is for with --task, or do without data with "
+            "network will see, or name the task of GLUE that the checkpoint is for with --task, or do without with "
             "--zero-shot"
         )
     options = {"method": method, "functions": functions, "residual_bits": residual_bits, "bits": layer_bits(bits)}

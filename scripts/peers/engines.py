@@ -178,9 +178,13 @@ def fastest_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], folder: P
 
 
 def fastest(candidates: Mapping[str, Entry], threads: int, log: Path) -> str:
-    """The name of the fastest of an engine's candidates. `log` gets {name: least time in ms} of all, by their times."""
-    timings = race(list(candidates.values()), threads, rounds=4)
-    times = {name: round(timing.min_ms, 3) for name, timing in zip(candidates, timings, strict=True)}
+    """The name of the fastest of an engine's candidates that it can run.
+
+    `log` gets {name: least time in ms} of those, by their times.
+    """
+    runnable = {name: entry for name, entry in candidates.items() if runs(entry, threads)}
+    timings = race(list(runnable.values()), threads, rounds=4)
+    times = {name: round(timing.min_ms, 3) for name, timing in zip(runnable, timings, strict=True)}
     times = dict(sorted(times.items(), key=lambda item: item[1]))
     log.write_text(json.dumps(times, indent=2) + "\n")
     return next(iter(times))
@@ -227,18 +231,21 @@ def race(
     ]
 
 
-@contextlib.contextmanager
-def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
+def runs(entry: Entry, threads: int) -> bool:
+    """Whether an engine can run a network that its own tools made (ONNX Runtime cannot run some of its own)."""
+    return subprocess.run(**_process(entry, threads), input="0\n", capture_output=True).returncode == 0
+
+
+def _process(entry: Entry, threads: int) -> dict:
     settings = [f"{key}={value}" for key, value in entry.settings.items()]
     arguments = [entry.engine, entry.network, entry.input, threads, *settings]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(WORKER.parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, WORKER, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
+    return {"args": [sys.executable, WORKER, *map(str, arguments)], "env": environment, "text": True}
+
+
+@contextlib.contextmanager
+def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(**_process(entry, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         try:
             yield process

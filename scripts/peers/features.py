@@ -6,11 +6,12 @@ What was tried on QuartzNet 5x5 (10 s of audio, 1 thread, AMX), and is slower or
                             Runtime the same
     OpenVINO                mixed preset: +32 %; shapes left open: +3 % (the worker closes them)
     ONNX Runtime, static    QDQ of signed activations: twice the time
-    ONNX Runtime, dynamic   convolutions' weights signed: five times the time; per tensor: +2 %
+    ONNX Runtime, dynamic   convolutions' weights signed: five times the time; weights per channel: the same
 """
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -31,8 +32,9 @@ from engines import (
     quiet,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
-from intq.speech.models.conformer import ConformerEncoder
+from intq.speech.models.conformer import Attention, ConformerEncoder
 from intq.speech.models.convolutional import SqueezeExcite
 from intq.speech.models.network import SpeechModel
 
@@ -43,16 +45,20 @@ PRECISIONS = {"the rest in its own choice": {}, "the rest in float32": FLOAT32}
 class Network(nn.Module):
     """The encoder and the head of a speech model: features float32 (n, bands, frames) to logits.
 
-    Where the encoder is all convolutions over time, they are made ones over a plane of height 1 whose channels lie
-    together. That is the same sums (to 0.0 in torch), and the form whose kernels the engines have made fast.
+    In the form that the engines know and have fast kernels for: `_planar` where the encoder is all convolutions over
+    time, `Shifted` attention where it knows distances.
     """
 
     def __init__(self, model: SpeechModel) -> None:
         super().__init__()
         self.plane = not any(isinstance(each, ConformerEncoder | SqueezeExcite) for each in model.modules())
-        self.encoder = _planar(model.encoder) if self.plane else model.encoder
-        self.decoder = model.decoder
-        self.train(model.training)  # exporters give every part the mode of the whole
+        self.encoder, self.decoder = copy.deepcopy(model.encoder), model.decoder
+        for name, module in list(self.encoder.named_modules()):
+            if self.plane and isinstance(module, nn.Conv1d | nn.BatchNorm1d):
+                self.encoder.set_submodule(name, _planar(module))
+            elif isinstance(module, Attention) and hasattr(module, "linear_pos"):
+                self.encoder.set_submodule(name, Shifted(module))
+        self.train(model.training).requires_grad_(False)  # exporters give every part the mode of the whole
 
     def forward(self, x: Tensor) -> Tensor:
         if self.plane:
@@ -61,22 +67,42 @@ class Network(nn.Module):
         return self.decoder(x.squeeze(2) if self.plane else x)
 
 
-def _planar(encoder: nn.Module) -> nn.Module:
-    """A copy of the encoder for x (n, C, 1, t)."""
-    encoder = copy.deepcopy(encoder)
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, nn.Conv1d):
-            sizes = module.in_channels, module.out_channels, (1, *module.kernel_size), (1, *module.stride)
-            places = (0, *module.padding), (1, *module.dilation)
-            made = nn.Conv2d(*sizes, *places, module.groups, module.bias is not None)
-            made.load_state_dict(module.state_dict() | {"weight": module.weight[:, :, None]})
-        elif isinstance(module, nn.BatchNorm1d):
-            made = nn.BatchNorm2d(module.num_features, module.eps)
-            made.load_state_dict(module.state_dict())
-        else:
-            continue
-        encoder.set_submodule(name, made.train(module.training).requires_grad_(False))
-    return encoder
+def _planar(module: nn.Conv1d | nn.BatchNorm1d) -> nn.Conv2d | nn.BatchNorm2d:
+    """What takes (n, C, 1, t) where this takes (n, C, t): the same sums, to 0.0 in torch."""
+    if isinstance(module, nn.BatchNorm1d):
+        made = nn.BatchNorm2d(module.num_features, module.eps)
+        made.load_state_dict(module.state_dict())
+        return made
+    channels, sizes = (module.in_channels, module.out_channels), ((1, *module.kernel_size), (1, *module.stride))
+    places = (0, *module.padding), (1, *module.dilation)
+    made = nn.Conv2d(*channels, *sizes, *places, module.groups, module.bias is not None)
+    made.load_state_dict(module.state_dict() | {"weight": module.weight[:, :, None]})
+    return made
+
+
+class Shifted(nn.Module):
+    """Attention that knows distances, without intq's own operator: as NeMo exports it, shifted by padding.
+
+    (Dai et al., Transformer-XL, 2019, appendix B.) The distances' table is constant and leaves with its factor.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor, distances: Tensor, mask: None = None) -> Tensor:
+        this, (n, t, _) = self.attention, x.shape
+        q, k, v = (self._split(linear(x)) for linear in (this.linear_q, this.linear_k, this.linear_v))
+        table = self._split(this.linear_pos(distances) / math.sqrt(q.shape[-1]))  # (heads, 2 L - 1, d)
+        longest = (table.shape[1] + 1) // 2
+        near = table[:, longest - t : longest + t - 1].transpose(1, 2)
+        scores = functional.pad((q + this.pos_bias_v[:, None]) @ near, (1, 0))  # (n, heads, t, 2 t)
+        scores = scores.view(n, this.heads, 2 * t, t)[:, :, 1:].reshape(n, this.heads, t, 2 * t - 1)[..., :t]
+        x = functional.scaled_dot_product_attention(q + this.pos_bias_u[:, None], k, v, attn_mask=scores)
+        return this.linear_out(x.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.attention.heads, -1)).transpose(-3, -2)  # (n, heads, t, d)
 
 
 def features(model: SpeechModel, samples: np.ndarray) -> np.ndarray:
@@ -144,13 +170,8 @@ def quantize_dynamic(onnx: Path, path: Path) -> Path:
             (onnx, matrices, "MatMul", "QInt8"),
             (matrices, path, "Conv", "QUInt8"),
         ):
-            quantization.quantize_dynamic(
-                source,
-                target,
-                op_types_to_quantize=[operator],
-                weight_type=quantization.QuantType[weight],
-                per_channel=True,
-            )
+            types = {"weight_type": quantization.QuantType[weight]}
+            quantization.quantize_dynamic(source, target, op_types_to_quantize=[operator], **types)
     matrices.unlink()
     return path
 
