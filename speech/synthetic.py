@@ -17,6 +17,8 @@ from intq.speech.checkpoint import Checkpoint, of_samples
 from intq.speech.models import architecture
 from intq.speech.models.conformer import Attention
 
+QUERIES_AND_KEYS = ("q_proj", "k_proj")  # of Hugging Face's
+ATTENTION_GAIN = 3.0**0.5  # scores with a standard deviation of 3 or so: a few frames get most of the attention
 SECONDS, UTTERANCES = 2, 4  # of random audio, that statistics are settled on
 
 
@@ -46,7 +48,7 @@ def random_checkpoint(name: str, seed: int = 0) -> Checkpoint:
 def randomize(network: nn.Module) -> None:
     """Fill every parameter, in place, as the module's docstring says, from torch's generator."""
     with torch.no_grad():
-        for module in network.modules():
+        for name, module in network.named_modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 weight = nn.init.kaiming_normal_(module.weight.clone(), nonlinearity="relu")
                 if is_parametrized(module, "weight"):
@@ -57,7 +59,8 @@ def randomize(network: nn.Module) -> None:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, 0.0, 0.3)
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+                gain = ATTENTION_GAIN if name.rpartition(".")[2] in QUERIES_AND_KEYS else 1.0
+                nn.init.normal_(module.weight, 0.0, gain * module.in_features**-0.5)
             elif isinstance(module, Attention) and hasattr(module, "pos_bias_u"):
                 nn.init.normal_(module.pos_bias_u, 0.0, 0.3)
                 nn.init.normal_(module.pos_bias_v, 0.0, 0.3)

@@ -108,18 +108,21 @@ def _slice(build, self, dim=0, start=None, end=None, step=1):
         if whole and step == 1:
             return self
         raise Unsupported("it takes part of the batch; only axes 1 and up are taken")
-    if isinstance(shape[axis], str) and step == 1 and start in (None, 0):
-        return _without_last(build, self, axis, end)
+    if isinstance(shape[axis], str):
+        return _without_last(build, self, axis, start, end, step)
     start, stop, step = slice(start, end, step).indices(shape[axis])
     return cut(build, self, axis, start, stop, step)
 
 
-def _without_last(build, x: str, axis: int, end) -> str:
-    """All of a symbolic axis, or all but the last few, which :func:`intq.frames.fewer_frames` finds the maker of."""
+def _without_last(build, x: str, axis: int, start, end, step) -> str:
+    """All of a symbolic axis, its first, or all but its last, which :func:`intq.frames.fewer_frames` takes care of."""
     if build.shape == build.shapes[x]:
         return x
-    if not isinstance(end, int) or end >= 0:
-        raise Unsupported(f"of the axis {build.shapes[x][axis]!r}, of unknown length, only the last can be left out")
+    if start not in (None, 0) or step != 1 or not (isinstance(end, int) and (end < 0 or end == 1)):
+        raise Unsupported(
+            f"of the axis {build.shapes[x][axis]!r}, of unknown length, only the first alone is taken, or the last are "
+            "left out"
+        )
     return build.emit("slice", x, axis=axis, start=0, stop=end, step=1)
 
 
