@@ -211,12 +211,11 @@ def test_attention_knows_distances():
             u, w = attention.pos_bias_u, attention.pos_bias_v
             scores[:, :, i, j] = ((q[:, :, i] + u) * k[:, :, j] + (q[:, :, i] + w) * r).sum(-1)
     expected = attention.linear_out(((scores / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
-    distances = encoder.distances[LONGEST - t : LONGEST + t - 1]
-    torch.testing.assert_close(attention(x, distances), expected)
+    torch.testing.assert_close(attention(x, encoder.distances), expected)
     assert encoder.distances.shape == (2 * LONGEST - 1, 16)
     assert [halved(frames) for frames in (1, 2, 3, 4)] == [1, 1, 2, 2]
-    with pytest.raises(IntqError, match="takes up to 5000 frames, found 5001: cut the audio"):
-        encoder(torch.zeros(1, 8, 20004))
+    with pytest.raises(IntqError, match=f"takes up to {LONGEST} frames, found {LONGEST + 1}: cut the audio"):
+        encoder(torch.zeros(1, 8, 4 * LONGEST + 4))
     assert not hasattr(Attention(FAMILIES["placeless"]), "linear_pos")
 
 

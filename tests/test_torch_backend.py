@@ -266,6 +266,7 @@ def runs_of(module: IntegerNode):
 # is rounded to 1/255 of the largest; a row of 9 tokens, as here, is a mean of few of them.
 BEYOND_ROUNDING = {
     "curve": 5.5,
+    "conv1d": 0.8,
     "linear": 0.8,
     "layernorm": 0.54,
     "attention": 4.0,

@@ -224,7 +224,7 @@ def test_halves_are_the_whole(bert):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"bits": {"*.nowhere": 16}}, "no linear layer is called"),
+        ({"bits": {"*.nowhere": 16}}, "no layer is called"),
         ({"bits": {"*": 12}}, "8 or 16 bits, got 12"),
         ({"functions": "quick"}, "functions must be one of exact, ibert"),
         ({"mean": [0.5]}, "mean and std go with uint8 pixels"),
