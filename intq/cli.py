@@ -84,7 +84,7 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A folder written by save_pretrained, a torchvision state dict (.pth), a hub id, "
+        help="A folder written by save_pretrained, a torchvision state dict (.pth), a NeMo archive (.nemo), a hub id, "
         "or with --random the name of an architecture.",
     ),
 ]
@@ -95,6 +95,14 @@ Task = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(metavar="A,B,...", help="Call the network's classes so, in its order.", show_default="as it does"),
+]
+LanguageModel = Annotated[
+    str | None,
+    typer.Option(
+        "--language-model",
+        metavar="FILE",
+        help="Of recordings: search transcripts with an n-gram model (KenLM). It computes outside the integer network.",
+    ),
 ]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the network.")]
 
@@ -107,13 +115,21 @@ def quantize(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Input like what the network will see; labels are not needed: a folder of images, a file of texts "
-            "(.tsv, .csv, .jsonl, .txt), or with --task the folder of its official files.",
+            help="Input like what the network will see; labels are not needed: a folder of images or of recordings, a "
+            "file of texts (.tsv, .csv, .jsonl, .txt), or with --task the folder of its official files.",
         ),
     ] = None,
     task: Task = None,
+    zero_shot: Annotated[
+        bool,
+        typer.Option(
+            "--zero-shot",
+            help="Calibrate without data: on samples made to fit the statistics that the network's BatchNorms keep of "
+            "its training, or on noise and random words where it has none.",
+        ),
+    ] = False,
     random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Use so many of the images or texts at most.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Calibrate on so many inputs at most.")] = 128,
     method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
     functions: Annotated[
         str | None,
@@ -140,28 +156,34 @@ def quantize(
     [b]Examples[/]
 
       intq quantize microsoft/resnet-50 --data photos/ -o resnet50-int8
+      intq quantize microsoft/resnet-50 --zero-shot -o resnet50-int8
       intq quantize textattack/roberta-base-SST-2 --task sst2 -o sst2-int8
       intq quantize my-bert/ --data reviews.csv --bits '*.output.dense=16' -o reviews-int8
+      intq quantize quartznet15x5.nemo --data LibriSpeech/dev-clean -o quartznet-int8
       intq quantize roberta-base --random -o roberta-int8
 
     [dim]JSON: {"artifact", "model", "nodes", "parameters", "bytes", "overflow": {"proven", "widest_bits", "node"},
-    "notices": [...]}; parameters: weights, those of embeddings too[/]
+    "calibration": "data", "zero-shot" or "random", "notices": [...]}; parameters: weights, those of embeddings too[/]
     """
     check_output(output, force)
     use_threads(threads)
     if random and (data or task):
         given = "--data" if data else "--task"
         raise IntqError(f"--random makes up its own data: leave out {given}, or give a checkpoint without --random")
-    if not (random or data or task):
+    if zero_shot and (data or task or random):
+        given = "--data" if data else "--task" if task else "--random"
+        raise IntqError(f"--zero-shot calibrates a trained checkpoint without data: leave out {given} or --zero-shot")
+    if not (random or data or task or zero_shot):
         raise IntqError(
-            "no calibration data: give --data a folder of images or a file of texts like those the network will see, "
-            "or name the task of GLUE that the checkpoint is for with --task"
+            "no calibration data: give --data a folder of images or recordings or a file of texts like those the "
+            "network will see, or name the task of GLUE that the checkpoint is for with --task, or do without with "
+            "--zero-shot"
         )
     options = {"method": method, "functions": functions, "residual_bits": residual_bits, "bits": layer_bits(bits)}
     options = {name: value for name, value in options.items() if value}
     domain, checkpoint = opened(source, seed, random=random, task=task, labels=labels)
     refuse_options(domain, task=task)
-    given = {"task": task} if task else {}
+    given = ({"task": task} if task else {}) | ({"zero_shot": True} if zero_shot else {})
     graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
     proof = graph.verify()
     with artifact.new_folder(output, overwrite=force) as new:
@@ -175,6 +197,7 @@ def quantize(
         "parameters": sum(n.constants[name].size for n in graph.nodes for name in WEIGHTS & n.constants.keys()),
         "bytes": size,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
+        "calibration": graph.metadata.get("calibration", "random" if random else "data"),
         "notices": graph.metadata.get("notices", []),
     }
     return Answer(
@@ -203,7 +226,8 @@ def evaluate(
         typer.Option(
             metavar="DATA",
             help="Images: an ImageFolder, the files of CIFAR or MNIST, or a `datasets` name. Texts: a TSV, CSV, JSONL "
-            "or CoNLL file with labels, a `datasets` name, or with --task the folder of the official files.",
+            "or CoNLL file with labels, a `datasets` name, or with --task the folder of the official files. "
+            "Recordings: LibriSpeech's folders, or a manifest (CSV, JSONL) with transcripts.",
         ),
     ] = None,
     task: Annotated[
@@ -225,6 +249,13 @@ def evaluate(
     ] = None,
     labels: Labels = None,
     truncate: Truncate = False,
+    download: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUBSET", help="Of recordings: a subset of LibriSpeech, such as dev-clean, kept in --data."
+        ),
+    ] = None,
+    language_model: LanguageModel = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many examples, drawn at random, at most.", show_default="all")
     ] = None,
@@ -240,18 +271,21 @@ def evaluate(
       intq eval sst2-int8 --task sst2
       intq eval reviews-int8 --data reviews.csv --float my-bert/
       intq eval artifacts/ --task glue --data glue_data/
+      intq eval quartznet-int8 --data LibriSpeech/dev-clean
 
     A user's own texts: the columns are found by name, text or sentence, or a pair (sentence1 and sentence2, premise
     and hypothesis, question and passage, ...), and label or score; words and their tags are lists in JSONL, or CoNLL.
     With --task glue, DIR holds one artifact for each task; it remembers its task, otherwise its name tells.
 
-    [dim]JSON: {"task", "examples", "metrics": {name: share of 1}}, with --float also "float": {...} and "same", the
-    share of equal answers. Of --task glue: {"task", "tasks": [{"artifact", ...as before}], "score", "float_score",
-    "missing", "notices"}; score: the mean of the tasks' mean metrics[/]
+    [dim]JSON: {"task", "examples", "metrics": {name: share of 1}}; of recordings also "hours" and "notices"; with
+    --float also "float": {...} and "same", the share of equal answers. Of --task glue: {"task", "tasks": [{"artifact",
+    ...as before}], "score", "float_score", "missing", "notices"}; score: the mean of the tasks' mean metrics[/]
     """
     use_threads(threads)
     open_network = functools.partial(network_of, labels=labels, truncate=truncate, threads=threads)
-    measure_one = functools.partial(measured, data=data, limit=limit, batch=batch)
+    own = {"download": download, "language_model": language_model}
+    own = {name: value for name, value in own.items() if value}
+    measure_one = functools.partial(measured, data=data, limit=limit, batch=batch, own=own)
     arithmetic = "floating point" if network.startswith("float:") else "integers"
     if task and task.lower() == "glue":
         value = glue(network, beside, open_network, measure_one)
@@ -329,6 +363,7 @@ def run(
         typer.Option(metavar="TEXT", help="The second text of a pair, as often as there are first ones."),
     ] = None,
     truncate: Truncate = False,
+    language_model: LanguageModel = None,
     top: Annotated[int, typer.Option(min=1, help="Print so many labels.")] = 5,
     threads: Threads = None,
 ) -> Answer:
@@ -348,8 +383,8 @@ def run(
     "seconds", "real_time_factor" and "notices"[/]
     """
     found = network_of(str(folder), truncate=truncate, threads=threads)
-    refuse_options(found.domain, pair=pair)
-    given = {"pair": pair} if pair else {}
+    given = {name: value for name, value in (("pair", pair), ("language_model", language_model)) if value}
+    refuse_options(found.domain, **given)
     with step(f"Running {folder}") as advance:
         value = found.domain.run(
             found.predict, found.reader, found.metadata, inputs, top=top, progress=advance, **given

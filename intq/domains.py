@@ -3,13 +3,15 @@
 A domain is a module `intq.<name>.domain` with these names; a command sees nothing else of it:
 
     TASK_CLASSES: tuple of str                 how its transformers classes end: "ForImageClassification"
+    READS: str                                 what its networks read, for messages: "images"
     OPTIONS: tuple of str                      the options of `run` and `eval` that only this domain has
     names() -> tuple of str                    the architectures that `random` builds
     load(source) -> Checkpoint                 a trained model with all that its raw input and its answer need
     random(name, seed) -> Checkpoint           an architecture of names() at full size with random weights
     metadata(checkpoint) -> dict               JSON that travels in the graph, "domain" and "model" in it
     save(checkpoint, folder)                   write into an artifact what its raw input needs besides: a tokenizer
-    quantize(checkpoint, data, samples=, seed=, progress=, **options) -> Graph    data None: made up, or of the task
+    quantize(checkpoint, data, samples=, seed=, zero_shot=, progress=, **options) -> Graph
+                                               data None: made up, of the task, or with zero_shot from the network
     network(checkpoint) -> callable            the float network on the same input
     reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
                                                a Checkpoint

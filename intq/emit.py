@@ -252,8 +252,12 @@ def _add(e: _Emitter, node: FloatNode):
     order = e.at[node.inputs[0]][1]
     values = [e.in_order(name, order) for name in node.inputs]
     has = [e.quants[name] for name in node.inputs]
-    multipliers, shift = dyadic_terms([h.scale / quant.scale for h in has])
-    offset = offset_of(0.0, shift, quant.zero_point)
+    reals = [np.float64(h.scale / quant.scale) for h in has]
+    if "residual_scale" in node.parameters:  # of a contraction whose sums come to its residual here
+        reals[1] = reals[1] * node.parameters["residual_scale"].double().numpy()
+        reals[0] = reals[0] + 0 * reals[1]
+    multipliers, shift = dyadic_terms(reals)
+    offset = offset_of(0.0 * reals[1], shift, quant.zero_point)
     for h, m in zip(has, multipliers, strict=True):
         offset = offset - h.zero_point * m.astype(np.int64)
     low, high = quant.limits(node.low, node.high)

@@ -13,11 +13,19 @@ from intq.networks import Network, refuse_options
 
 
 def measured(
-    network: Network, task: str | None, beside: Network | None, *, data: str | None, limit: int | None, batch: int
+    network: Network,
+    task: str | None,
+    beside: Network | None,
+    *,
+    data: str | None,
+    limit: int | None,
+    batch: int,
+    own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate` of its domain finds of a network; beside: its float network, to measure too."""
-    refuse_options(network.domain, float=beside)
-    options: dict[str, Any] = {"task": task} if task else {}
+    """What `evaluate` of its domain finds of a network; beside: its float network, to measure too; own: options that
+    only its domain has."""
+    refuse_options(network.domain, float=beside, **(own or {}))
+    options: dict[str, Any] = {**(own or {}), **({"task": task} if task else {})}
     if beside:
         check_same_head(network.metadata, beside.metadata)
         options["beside"] = beside.predict

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from intq import dims
 from intq.errors import IntqError
+from intq.operators import differentiable
 from intq.ops.log_mel import FFT_SIZES, GUARDS, PADDINGS, log_mel_parts
 
 LOG_MEL_SCALE = 2.0**-10  # of the integers that stand for logarithms: they reach from -32 to 32
@@ -253,6 +254,10 @@ def normalize_frames(
 @normalize_frames.register_fake
 def _(x: Tensor, epsilon: float, correction: int, mask: Tensor | None = None, inside: float = 0.0) -> Tensor:
     return torch.empty_like(x)
+
+
+for _operator in (log_mel, normalize_frames):
+    differentiable(_operator)
 
 
 def valid_frames(front: FrontEnd, lengths: Tensor, frames: int) -> Tensor:

@@ -98,7 +98,9 @@ def refuse_options(domain: ModuleType, **given: Any) -> None:
     """Raise IntqError for an option of another domain."""
     for name, value in given.items():
         if value and name not in domain.OPTIONS:
-            raise IntqError(f"--{name} is for networks that read text, and this one does not")
+            owner = next(other.READS for other in map(domains.domain, domains.DOMAINS) if name in other.OPTIONS)
+            option = name.replace("_", "-")
+            raise IntqError(f"--{option} is for networks that read {owner}, and this one reads {domain.READS}")
 
 
 def integer_network(

@@ -73,7 +73,9 @@ def _similarities(rows: list[dict[str, Any]]) -> Table:
 
 def accuracy(value: dict[str, Any], model: str, arithmetic: str) -> tuple:
     """`intq eval` for people."""
-    human = [f"{escape(model)} in {arithmetic} on {value['examples']} examples: {_metrics(value['metrics'])}"]
+    hours = f" ({value['hours']:.2f} h)" if "hours" in value else ""
+    human = [f"{escape(model)} in {arithmetic} on {value['examples']} examples{hours}: {_metrics(value['metrics'])}"]
+    human += [f"Note: {escape(notice)}" for notice in value.get("notices", ())]
     if "float" in value:
         human.append(f"In floating point: {_metrics(value['float'])}")
     if "same" in value:
@@ -118,6 +120,8 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
     for title in ("op", "ms", "share of time", "GOPS", "share of peak"):
         table.add_column(title, justify="left" if title == "op" else "right")
     size = f"batch {value['batch']}" + (f" x {value['sequence']} tokens" if value["sequence"] else "")
+    size += f" x {value['audio']:g} s of audio" if value["audio"] else ""
+    factor = f", real-time factor {value['min_ms'] / 1e3 / value['audio']:.5f}" if value["audio"] else ""
     total = sum(layer["ms"] for layer in value["layers"])
     shares = [layer["peak_share"] for layer in value["layers"] if layer["op"] == "conv2d" and layer["k"] >= 256]
     slowest = sorted(value["layers"], key=lambda layer: -layer["ms"])[:most]
@@ -127,7 +131,7 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
         table.add_row(escape(layer["name"]), layer["op"], f"{layer['ms']:.3f}", share, *rate)
     return (
         f"[b]{value['model']}[/], {size}, {value['threads']} threads, {value['instruction_set']}: "
-        f"minimum [b]{value['min_ms']:.2f} ms[/], median [b]{value['median_ms']:.2f} ms[/], "
+        f"minimum [b]{value['min_ms']:.2f} ms[/], median [b]{value['median_ms']:.2f} ms[/]{factor}, "
         f"peak memory {value['peak_memory_mb']:.0f} MB, loaded in {value['load_ms']:.0f} ms",
         f"\nThe slowest {len(slowest)} of {len(value['layers'])} layers; the peak is {value['peak_gops']:.0f} GOPS:",
         table,

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from intq.nlp.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
+READS = "text"
 OPTIONS = ("task", "pair", "truncate", "float")
-BATCH, RANDOM_TOKENS = 16, 128
+BATCH, RANDOM_TOKENS, RANDOM_WORDS = 16, 128, 64
 
 
 def names() -> tuple[str, ...]:
@@ -122,6 +123,21 @@ def _random_ids(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndar
     return [random_ids(samples, length, checkpoint.vocabulary, known.padding, known.first, known.separator, seed)]
 
 
+def _random_words(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndarray]:
+    """Batches of ids of texts without meaning; half of a classifier's that tells segments apart are pairs."""
+    from intq.nlp.synthetic import random_texts
+
+    longest = min(RANDOM_WORDS, checkpoint.longest // 2)
+    texts = random_texts(checkpoint.tokenizer, checkpoint.vocabulary, samples, longest, seed)
+    classifies = checkpoint.head in ("classification", "regression")
+    pairs = samples // 3 if classifies and checkpoint.separator is not None else 0
+    read = reader(checkpoint, metadata(checkpoint), truncate=True)
+    rows = read.ids(texts[2 * pairs :], lambda row: f"text {row}")
+    if pairs:
+        rows += read.ids(list(zip(texts[:pairs], texts[pairs : 2 * pairs], strict=True)), lambda row: f"pair {row}")
+    return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
+
+
 def quantize(
     checkpoint: Checkpoint,
     data: str | None,
@@ -129,16 +145,27 @@ def quantize(
     task: str | None = None,
     samples: int,
     seed: int,
+    zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Graph:
-    """The integer network of a checkpoint, calibrated on the data, with all it needs but the tokenizer (`save`)."""
+    """The integer network of a checkpoint, calibrated on the data, with all it needs but the tokenizer (`save`).
+
+    zero_shot: calibrated without data, on random words of the tokenizer's vocabulary.
+    """
     from intq.quantize import quantize
 
-    ids = calibration(checkpoint, data, task, samples, seed)
+    if zero_shot:
+        from intq.zero_shot import noise
+
+        made = noise(_random_words(checkpoint, samples, seed), samples, "texts of random words")
+        ids, options = made.samples, {**made.options, **options}
+    else:
+        ids = calibration(checkpoint, data, task, samples, seed)
     learned = {"functions": checkpoint.functions} if checkpoint.functions != "exact" else {}
     learned |= {"ranges": checkpoint.ranges} if checkpoint.ranges else {}
     graph = quantize(checkpoint.model, ids, seed=seed, progress=progress, **(learned | options))
+    graph = made.noted(graph) if zero_shot else graph
     scale = graph.values[graph.outputs[0]].scale
     known = {"task": tasks.task(task).name} if task else {}
     return replace(graph, metadata={**graph.metadata, **metadata(checkpoint), "scale": scale, **known})

@@ -1,4 +1,4 @@
-"""Networks with random weights and sentences of random ids: for exactness and speed where no checkpoint is at hand.
+"""Networks with random weights, for exactness and speed where no checkpoint is at hand, and random texts.
 
 Quantization only says something about a network whose activations look like a trained one's: weights keep the variance
 of what they multiply, and LayerNorm's gains vary, with a few channels far above the rest, as in every trained BERT
@@ -6,6 +6,8 @@ of what they multiply, and LayerNorm's gains vary, with a few channels far above
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from intq.nlp.wrap import FromIds, longest
 
 QUERIES_AND_KEYS = ("query", "key", "q_lin", "k_lin")
 ATTENTION_GAIN = 3.0**0.5  # scores with a standard deviation of 3 or so: a few tokens get most of the attention
+MANDELBROT, COMMAS, SHORTEST = 2.7, 0.08, 4  # of random texts: the law's shift, commas a word, words a text
 OUTLIERS, OUTLIER_GAIN = 4, 6.0  # channels per LayerNorm that stand out, and by how much
 
 
@@ -92,3 +95,25 @@ def random_ids(
         ids[row, length - 1] = separator
         ids[row, length:] = padding
     return ids.astype(np.int32)
+
+
+def random_texts(tokenizer: Any, vocabulary: int, count: int, longest: int, seed: int = 0) -> list[str]:
+    """Texts of 4 to `longest` words in no order, for a trained network where there are no texts.
+
+    Words are as frequent as in a language (Zipf 1935; Mandelbrot 1953: 1 / (rank + 2.7)): a vocabulary lists its words
+    by how frequent they were, or were merged, when it was made. Some words have a comma, and every text ends in a full
+    stop, because attention rests on such tokens (Clark et al. 2019, "What does BERT look at?").
+    """
+    generator = np.random.default_rng(seed)
+    special = set(tokenizer.all_special_ids)
+    decoded = [tokenizer.decode([i]).strip() for i in range(min(vocabulary, len(tokenizer))) if i not in special]
+    words = [word for word in decoded if len(word) > 1 and word.isalpha()] or [word for word in decoded if word]
+    share = 1 / (np.arange(len(words)) + MANDELBROT)
+    share /= share.sum()
+    texts = []
+    for _ in range(count):
+        length = int(np.exp(generator.uniform(np.log(SHORTEST), np.log(max(longest, SHORTEST) + 1))))
+        chosen = generator.choice(words, length, p=share)
+        commas = generator.random(length) < COMMAS
+        texts.append(" ".join(f"{word}," if comma else word for word, comma in zip(chosen, commas, strict=True)) + ".")
+    return texts

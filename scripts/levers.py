@@ -2,6 +2,8 @@
 
 Calibrated on random crops of half of the photos; measured on crops of the other half, against the float network, by the
 torch backend (which equals the compiled network to the last bit). Top-1 is on the photos themselves.
+
+With --calibrations: what the calibration data bring, the other choices being the default. `--zero-shot` makes its own.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from intq.vision import domain
 from intq.vision.assets import asset
 from intq.vision.data import open_dataset, random_crops
 from intq.vision.metrics import agreement, sqnr_db, top_k
+from intq.vision.zero_shot import MOST, dead_leaves
 
 PLAIN = {"method": "minmax", "equalize": False, "bias_correction": False, "rounding": "nearest"}
 LEVERS = (
@@ -31,23 +34,36 @@ def batched(predict, pixels: np.ndarray, size: int = 25) -> np.ndarray:
     return np.concatenate([predict(pixels[start : start + size]) for start in range(0, len(pixels), size)])
 
 
-def rows(model: str, crops: int, calibration: int):
-    """Per lever: its name, SQNR in dB, share of equal first classes, top-1; the float network first."""
+def rows(model: str, crops: int, calibration: int, calibrations: bool):
+    """Per choice: its name, SQNR in dB, share of equal first classes, top-1; the float network first."""
     files, checkpoint = sorted(asset("photos").iterdir()), domain.load(model)
-    preprocess, float_network = checkpoint.preprocess, domain.network(checkpoint)
-    seen = random_crops(files[::2], calibration, seed=0, size=checkpoint.input_size)
-    unseen = random_crops(files[1::2], crops, seed=1, size=checkpoint.input_size)
+    preprocess, float_network, size = checkpoint.preprocess, domain.network(checkpoint), checkpoint.input_size
+    seen = random_crops(files[::2], calibration, seed=0, size=size)
+    unseen = random_crops(files[1::2], crops, seed=1, size=size)
     photos, labels = next(open_dataset(asset("photos"), preprocess).batches(len(files)))
     reference = batched(float_network, unseen)
     yield "float32", float("inf"), 1.0, top_k(batched(float_network, photos), labels, 1)
-    options = {}
-    for name, choice in LEVERS:
-        options |= choice
-        graph = intq.quantize(checkpoint.model, [seen], mean=preprocess.mean, std=preprocess.std, **options)
+
+    def judged(graph: intq.Graph) -> tuple[float, float, float]:
         network, scale = integers.prepare(graph), graph.values[graph.outputs[0]].scale
-        scores = batched(lambda pixels, network=network, scale=scale: scale * network(pixels)[0].numpy(), unseen)
-        top1 = top_k(batched(lambda pixels, network=network: network(pixels)[0].numpy(), photos), labels, 1)
-        yield name, sqnr_db(scores, reference), agreement(scores, reference), top1
+        scores = batched(lambda pixels: scale * network(pixels)[0].numpy(), unseen)
+        top1 = top_k(batched(lambda pixels: network(pixels)[0].numpy(), photos), labels, 1)
+        return sqnr_db(scores, reference), agreement(scores, reference), top1
+
+    def quantized(pixels: np.ndarray, **options) -> intq.Graph:
+        return intq.quantize(checkpoint.model, [pixels], mean=preprocess.mean, std=preprocess.std, **options)
+
+    if not calibrations:
+        options = {}
+        for name, choice in LEVERS:
+            options |= choice
+            yield name, *judged(quantized(seen, **options))
+        return
+    yield f"{calibration} crops of the other photos", *judged(quantized(seen))
+    yield f"{MOST} crops of the other photos", *judged(quantized(seen[:MOST]))
+    yield f"{calibration} crops of all photos", *judged(quantized(random_crops(files, calibration, seed=0, size=size)))
+    yield "no data: --zero-shot", *judged(domain.quantize(checkpoint, None, samples=MOST, seed=0, zero_shot=True))
+    yield f"no data: {MOST} images of random shapes as they are", *judged(quantized(dead_leaves(MOST, size)))
 
 
 def main() -> None:
@@ -55,10 +71,12 @@ def main() -> None:
     parser.add_argument("--models", type=lambda text: text.split(","), default=("mobilenet_v2", "efficientnet_lite0"))
     parser.add_argument("--crops", type=int, default=300, metavar="N", help="crops to compare on (default 300)")
     parser.add_argument("--calibration", type=int, default=256, metavar="N", help="crops to calibrate on (default 256)")
+    parser.add_argument("--calibrations", action="store_true", help="compare what to calibrate on")
     options = parser.parse_args()
     print("| network | choices | logits SQNR | same top-1 as float | top-1 on 20 photos |\n|---|---|---|---|---|")
     for model in options.models:
-        for name, noise, same, top1 in rows(model, options.crops, options.calibration):
+        found = rows(model, options.crops, options.calibration, options.calibrations)
+        for name, noise, same, top1 in found:
             print(f"| {model} | {name} | {noise:.1f} dB | {same:.1%} | {top1:.0%} |", flush=True)
 
 

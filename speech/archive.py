@@ -45,7 +45,10 @@ def read(path: Path) -> dict[str, bytes]:
                     raise IntqError(f"{path} holds {name} twice: it was not written by NeMo; nothing was taken from it")
                 files[name] = archive.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise IntqError(f"{path} is not a whole .nemo archive: expected a tar file, packed or not ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise IntqError(
+            f"{path} is not a whole .nemo archive: expected a tar file, packed or not ({reason})"
+        ) from error
     return files
 
 

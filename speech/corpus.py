@@ -1,11 +1,13 @@
 """A corpus in LibriSpeech's layout, made from what packages ship: hours of labelled speech without a download.
 
-    train/ dev/ test/   SPLIT/speaker/chapter/speaker-chapter-number.flac and speaker-chapter.trans.txt, 16 kHz
-    SPEAKERS.TXT        id | split | voice
+    train/ dev/ test/ test-other/    SPLIT/speaker/chapter/speaker-chapter-number.flac and speaker-chapter.trans.txt
+    SPEAKERS.TXT                     id | split | voice
 
 The phrases are of Jane Austen's novels (:mod:`intq.speech.phrases`), the speakers synthetic
 (:mod:`intq.speech.voices`); the recorded prompts of one person join the training speech. No phrase and no speaker is in
 two splits, and of espeak-ng no variant is: what is measured on test are voices and sentences that training never had.
+On test-other it is a voice of another kind besides: flite's one woman, made of recordings, of which training hears
+three men.
 
 The plan follows from the hours and the seed alone; the sound also from the synthesizers' versions.
 """
@@ -25,12 +27,13 @@ from intq.speech.assets import asset
 from intq.speech.phrases import phrases, prompts
 from intq.speech.voices import ACCENTS, FLITE, VARIANTS, Voice, check_engines, espeak, g722, speak
 
+SOURCES = ("austen-novels", "asterisk-sounds", "asterisk-transcripts")  # of intq.speech.assets
 RATE = 16000
 SECONDS = 3.0  # of a phrase, about
 SHARES = {"train": 1.0, "dev": 0.05, "test": 0.1}  # hours, of those asked for
 HELD_VARIANTS = {"dev": 5, "test": 10}  # of espeak-ng's, one accent each
 ACCENTS_EACH = 2  # of each other variant
-HELD_FLITE = {"dev": (), "test": ("slt",)}
+OTHER, OTHER_VOICES = "test-other", ("slt",)
 TALKATIVE = 4  # a voice of flite's, made of recordings, says in training so many times as much as one of espeak-ng's
 RECORDED = "recorded Allison Smith"
 
@@ -115,27 +118,27 @@ def plan(hours: float, seed: int, texts: Sequence[str], prompts: Sequence[Line])
         groups = np.split(said, (np.cumsum(weights) * count // sum(weights))[:-1])
         for index, (voice, group) in enumerate(zip(voices[split], groups, strict=True)):
             lines = tuple(Line(texts[i], voice) for i in group)
-            speakers.append(Speaker(1000 * number + index, split, str(voice), lines))
+            place = OTHER if voice.name in OTHER_VOICES else split
+            speakers.append(Speaker(1000 * number + index, place, str(voice), lines))
     if prompts:
         speakers.append(Speaker(9000, "train", RECORDED, tuple(prompts)))
     return speakers
 
 
 def _voices(generator: np.random.Generator) -> dict[str, list[Voice]]:
-    """The synthetic voices of each split."""
+    """The synthetic voices of each split, those of test-other at the end of test's."""
     variants = [VARIANTS[i] for i in generator.permutation(len(VARIANTS))]
     found: dict[str, list[Voice]] = {}
     for split, count in HELD_VARIANTS.items():
         held, variants = variants[:count], variants[count:]
         found[split] = [espeak(ACCENTS[i % len(ACCENTS)], variant, generator) for i, variant in enumerate(held)]
-        found[split] += [Voice("flite", name) for name in HELD_FLITE[split]]
     found["train"] = [
         espeak(ACCENTS[int(i)], variant, generator)
         for variant in variants
         for i in generator.permutation(len(ACCENTS))[:ACCENTS_EACH]
     ]
-    held = {name for names in HELD_FLITE.values() for name in names}
-    found["train"] += [Voice("flite", name) for name in FLITE if name not in held]
+    found["test"] += [Voice("flite", name) for name in OTHER_VOICES]
+    found["train"] += [Voice("flite", name) for name in FLITE if name not in OTHER_VOICES]
     return found
 
 

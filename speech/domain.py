@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from intq.speech.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForCTC",)
-OPTIONS = ("language_model",)
+READS = "recordings"
+OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
 
@@ -117,15 +118,26 @@ def quantize(
     *,
     samples: int,
     seed: int,
+    zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Graph:
-    """The integer network of a checkpoint, from samples to scores, calibrated on the data."""
+    """The integer network of a checkpoint, from samples to scores, calibrated on the data.
+
+    zero_shot: calibrated without data, on recordings made from the network (:mod:`intq.zero_shot`).
+    """
     from intq.quantize import quantize
 
-    recordings = calibration(checkpoint, data, samples, seed)
+    if zero_shot:
+        from intq.speech.zero_shot import recordings_for
+
+        made = recordings_for(checkpoint.model, checkpoint.sample_rate, samples, seed, progress)
+        recordings, options = made.samples, {**made.options, **options}
+    else:
+        recordings = calibration(checkpoint, data, samples, seed)
     longest = checkpoint.longest
     graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
+    graph = made.noted(graph) if zero_shot else graph
     known = metadata(checkpoint)
     known["shortest"] = max(known["shortest"], shortest(graph))
     scale = graph.values[graph.outputs[0]].scale
@@ -158,17 +170,23 @@ def evaluate(
     *,
     limit: int | None,
     batch: int,
+    download: str | None = None,
     language_model: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed speech."""
+    """{"task", "examples", "hours", "metrics": {"wer", "cer"}, "notices"} of a CTC network on transcribed speech.
+
+    download: a subset of LibriSpeech, kept in the folder `data`.
+    """
     if metadata["head"] != "ctc":
         raise IntqError(f"{metadata['model']} writes no transcripts: `intq run` shows its answers")
-    if data is None:
+    if data is None and download is None:
         raise IntqError(
             "no data: give --data a folder in LibriSpeech's layout or a manifest with transcripts, or --download one "
             f"of LibriSpeech's subsets ({', '.join(utterances_of.SUBSETS)})"
         )
+    if download is not None:
+        data = utterances_of.download(download, Path(data or ".").expanduser())
     decode = _decoder(reader, metadata, language_model)
     return judged(
         predict,

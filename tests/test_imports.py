@@ -46,6 +46,7 @@ ROOMS = (
         "intq.approximation",
         "intq.emit",
         "intq.quantize",
+        "intq.zero_shot",
     },
     {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},
     {"intq.console", "intq.show", "intq.networks", "intq.evaluation", "intq.cli", "intq.__main__"},

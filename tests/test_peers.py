@@ -37,7 +37,7 @@ def test_bench_prints_a_row_for_each_engine_and_precision(root, tmp_path):
         ("openvino", "float32"),
     ]
     for row in rows:
-        shape = {"model": SMALL, "batch": 1, "sequence": None, "threads": 1}
+        shape = {"model": SMALL, "batch": 1, "sequence": None, "audio": None, "threads": 1}
         assert row.keys() == {*shape, "engine", "precision", "min_ms", "median_ms", "peak_memory_mb"}
         assert row.items() >= shape.items()
         assert 0 < row["min_ms"] <= row["median_ms"]
@@ -105,13 +105,16 @@ def test_tables(peers):
     import accuracy
     import bench
 
-    timing = {"model": "net", "batch": 1, "sequence": None, "threads": 2, "median_ms": 9.0, "peak_memory_mb": 50.0}
+    timing = {"model": "net", "batch": 1, "sequence": None, "audio": None, "threads": 2}
+    timing |= {"median_ms": 9.0, "peak_memory_mb": 50.0}
     openvino = timing | {"engine": "openvino", "precision": "int8", "min_ms": 8.0}
     rows = [openvino, timing | {"engine": "intq", "precision": "int8", "min_ms": 4.0}]
     assert bench.markdown(rows).splitlines()[-1] == "| net | 1 | 2 | 4.00 (9.00) | 8.00 (9.00) | 0.50 | 50 / 50 |"
     rows += [timing | {"engine": "torch", "precision": "float32", "min_ms": 16.0}]
     last = bench.markdown([row | {"sequence": 128} for row in rows]).splitlines()[-1]
     assert last.startswith("| net | 1 x 128 | 2 |") and last.endswith("| 0.50 | 0.25 | 50 / 50 / 50 |")
+    last = bench.markdown([row | {"audio": 10.0} for row in rows]).splitlines()[-1]
+    assert last.startswith("| net | 1 x 10 s | 2 |")
     row = {"model": "net", "engine": "intq", "settings": "default", "sqnr_db": 21.04, "agreement": 0.953, "top1": 0.9}
     assert accuracy.markdown([row]).splitlines()[-1] == "| net | intq | default | 21.0 dB | 95.3% | 90% |"
 

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import zlib
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -77,16 +78,17 @@ def test_no_speaker_and_no_phrase_is_in_two_splits(tmp_path, hours):
     prompts = [Line("thank you", tmp_path / "a.g722")]
     speakers = corpus.plan(hours, 3, TEXTS, prompts)
     assert speakers == corpus.plan(hours, 3, TEXTS, prompts) != corpus.plan(hours, 4, TEXTS, prompts)
-    splits = {split: [each for each in speakers if each.split == split] for split in corpus.SHARES}
+    names = (*corpus.SHARES, corpus.OTHER)
+    splits = {name: [each for each in speakers if each.split == name] for name in names}
     numbers = [each.number for each in speakers]
     assert len(set(numbers)) == len(numbers)
     said = {split: {line.text for each in own for line in each.lines} for split, own in splits.items()}
     heard = {split: {_throat(each.name) for each in own} for split, own in splits.items()}
-    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    for one, other in combinations(names, 2):
         assert not said[one] & said[other] and not heard[one] & heard[other]
     assert all(len(speaker.lines) >= 1 for speaker in speakers)
     assert speakers[-1].lines == tuple(prompts) and speakers[-1].split == "train"
-    assert (len(splits["dev"]), len(splits["test"])) == (5, 11)
+    assert [len(splits[name]) for name in ("dev", "test", "test-other")] == [5, 10, 1]
 
 
 def _throat(name):
@@ -179,8 +181,8 @@ def test_recordings_of_the_telephone_are_decoded(tmp_path):
     assert max(np.corrcoef(sound[:15000], found[shift : 15000 + shift])[0, 1] for shift in range(40)) > 0.99
 
 
-def test_assets_are_what_their_module_says():
-    assert set(assets.ASSETS) == {"austen-novels", "asterisk-sounds", "asterisk-transcripts"}
+def test_its_sources_are_assets():
+    assert set(corpus.SOURCES) <= set(assets.ASSETS)
 
 
 def test_the_command_says_what_it_made(root, tmp_path, small, monkeypatch, capsys):
@@ -191,7 +193,8 @@ def test_the_command_says_what_it_made(root, tmp_path, small, monkeypatch, capsy
 
     def build(folder, hours, seed, jobs, advance):
         assert (hours, seed) == (0.5, 1)
-        corpus.write(folder, [*small, Speaker(2000, "dev", "flite awb", small[1].lines)], jobs, advance)
+        rest = [Speaker(2000 + i, name, "flite awb", small[1].lines) for i, name in enumerate(("dev", "test-other"))]
+        corpus.write(folder, [*small, *rest], jobs, advance)
 
     monkeypatch.setenv("INTQ_CACHE", str(tmp_path))
     monkeypatch.setattr(corpus, "speak", tone)
@@ -200,7 +203,10 @@ def test_the_command_says_what_it_made(root, tmp_path, small, monkeypatch, capsy
     assert make.main(["--hours", "0.5", "--seed", "1", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["folder"] == str(tmp_path / "speech-data" / "made-0.5-hours-seed-1")
-    assert {name: part["utterances"] for name, part in value["splits"].items()} == {"train": 1, "dev": 1, "test": 2}
+    assert {name: part["utterances"] for name, part in value["splits"].items()} == {
+        **{"train": 1, "dev": 1},
+        **{"test": 2, "test-other": 1},
+    }
     assert make.main(["--hours", "0.5", "--seed", "1"]) == 0
     assert capsys.readouterr().out.strip() == value["folder"]
 

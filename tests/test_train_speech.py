@@ -31,7 +31,7 @@ def spoken(text, generator):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder, generator = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
-    for number, (split, count) in enumerate((("train", 120), ("dev", 6), ("test", 6)), start=1):
+    for number, (split, count) in enumerate((("train", 120), ("dev", 6), ("test", 6), ("test-other", 2)), start=1):
         chapter = folder / split / str(number) / "1"
         chapter.mkdir(parents=True)
         texts = [" ".join(generator.choice(WORDS, generator.integers(1, 4))) for _ in range(count)]
@@ -49,7 +49,7 @@ def train(root, monkeypatch):
     import train
 
     blocks = (BlockSettings(24, 11, stride=2, separable=True), BlockSettings(24, 9, stride=2, separable=True))
-    monkeypatch.setattr(train, "NETWORK", replace(train.NETWORK, blocks=(*blocks, BlockSettings(32, 1))))
+    monkeypatch.setattr(train, "NETWORK", replace(train.NETWORK, encoder=(*blocks, BlockSettings(32, 1))))
     monkeypatch.setattr(train, "BATCH", 600)
     monkeypatch.setattr(train, "RATE_PEAK", 2e-2)
     return train
@@ -60,14 +60,15 @@ def test_trains_once_and_the_file_answers_as_the_network_did(train, made, tmp_pa
     monkeypatch.setattr(train, "corpus", lambda hours, seed: made)
     assert train.main(["--epochs", "4", "--json"]) == 0
     shown = capsys.readouterr()
-    row = json.loads(shown.out)
+    row, other = rows = json.loads(shown.out)
     assert "epoch 4 of 4" in shown.err
     assert (row["task"], row["examples"], row["data"]) == ("speech-recognition", 6, str(made))
+    assert (row["split"], other["split"], other["examples"]) == ("test", "test-other", 2)
     assert row["metrics"]["wer"] < 0.5 and row["metrics"]["cer"] < 0.2, shown.err
     assert row["model"] == str(tmp_path / "speech-models" / "quartznet-small-6-hours-4-epochs-seed-0.nemo")
     assert train.main(["--epochs", "4", "--json"]) == 0  # not trained again
     shown = capsys.readouterr()
-    assert json.loads(shown.out) == row | {"seconds": 0.0} and "epoch" not in shown.err
+    assert json.loads(shown.out) == [each | {"seconds": 0.0} for each in rows] and "epoch" not in shown.err
     assert train.main(["--epochs", "4"]) == 0
     assert "WER" in capsys.readouterr().out
 
@@ -83,8 +84,8 @@ def test_a_missing_asset_is_one_sentence_and_2(train, tmp_path, monkeypatch, cap
 
 def test_the_fast_way_is_the_same_function_with_the_same_gradient(train):
     torch.manual_seed(0)
-    encoder, head = train.NETWORK.build()
-    network = torch.nn.ModuleList([encoder, head]).train()
+    network = train.NETWORK.build().train()
+    encoder, head = network.encoder, network.decoder
     x, frames = torch.randn(3, 64, 50), torch.tensor([50, 41, 30])
 
     def run():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intq.vision.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForImageClassification",)
+READS = "images"
 OPTIONS = ()
 
 
@@ -92,18 +93,29 @@ def quantize(
     *,
     samples: int,
     seed: int,
+    zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Graph:
-    """The integer network of a checkpoint, calibrated on `data`, with all it needs to read images and name classes."""
+    """The integer network of a checkpoint, calibrated on `data`, with all it needs to read images and name classes.
+
+    zero_shot: calibrated without data, on images made from the network (:mod:`intq.zero_shot`).
+    """
     from dataclasses import replace
 
     from intq.quantize import quantize
 
     preprocess = checkpoint.preprocess
-    batches = calibration(checkpoint, data, samples, seed)
+    if zero_shot:
+        from intq.vision.zero_shot import images_for
+
+        made = images_for(checkpoint.model, preprocess, checkpoint.input_size, samples, seed, progress)
+        batches, options = [made.samples], {**made.options, **options}
+    else:
+        batches = calibration(checkpoint, data, samples, seed)
     mean, std = preprocess.mean, preprocess.std
     graph = quantize(checkpoint.model, batches, mean=mean, std=std, seed=seed, progress=progress, **options)
+    graph = made.noted(graph) if zero_shot else graph
     return replace(graph, metadata={**graph.metadata, **metadata(checkpoint)})
 
 

@@ -1,11 +1,12 @@
 """Time intq, ONNX Runtime and OpenVINO against each other in one run: same network, same weights, same threads.
 
 Each engine runs the int8 network that its own tools made; float32 networks are there for context. Images: the peers are
-given normalised float32 pixels, intq the raw uint8 ones. Texts: all are given token ids.
+given normalised float32 pixels, intq the raw uint8 ones. Texts: all are given token ids. Recordings: intq is given
+int16 samples, the peers the features that intq makes of them: its front end is timed, and they have none.
 
 Each result is written to standard error as it comes. On standard output, with --markdown: the README's table, and
-with --json: a list of {"model", "batch", "sequence", "threads", "engine", "precision", "min_ms", "median_ms",
-"peak_memory_mb"}; sequence is null for images.
+with --json: a list of {"model", "batch", "sequence", "audio", "threads", "engine", "precision", "min_ms", "median_ms",
+"peak_memory_mb"}; sequence is null but for texts, audio (in seconds) but for recordings.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from itertools import groupby, product
 from pathlib import Path
 
 from engines import race
-from subjects import entries, is_text, subject
+from subjects import entries, kind, subject
 
 import intq
 from intq.console import err, print_json, stdout_to_stderr, step
@@ -41,18 +42,24 @@ def compare(
     models: Sequence[str],
     batches: Sequence[int],
     sequences: Sequence[int],
+    audio: Sequence[float],
     threads: Sequence[int],
     engines: Sequence[str],
     rounds: int,
 ) -> list[dict]:
-    """A row for each model, batch, number of tokens, number of threads, engine and precision."""
+    """A row for each model, batch, number of tokens or seconds, number of threads, engine and precision."""
     rows = []
     for model in models:
-        for batch, sequence in product(batches, sequences if is_text(model) else (None,)):
-            shape = {"model": model, "batch": batch, "sequence": sequence}
+        axis, lengths = {"nlp": ("sequence", sequences), "speech": ("audio", audio)}.get(kind(model), (None, (None,)))
+        for batch, length in product(batches, lengths):
+            shape = {"model": model, "batch": batch, "sequence": None, "audio": None}
+            shape |= {axis: length} if axis else {}
             with tempfile.TemporaryDirectory() as folder:
                 with step(f"Quantizing {model} with every engine"), stdout_to_stderr():
-                    competitors = entries(subject(model, batch, sequence), engines, max(threads), Path(folder))
+                    competitors = entries(subject(model, batch, length), engines, max(threads), Path(folder))
+                for entry in competitors:
+                    if entry.note:
+                        err.print(f"{model}: {entry.engine} {entry.precision}: {entry.note}", soft_wrap=True)
                 for count in threads:
                     with step(f"Timing {model}, {size(shape)}, {count} threads") as advance:
                         timings = race(competitors, count, rounds, advance=advance)
@@ -64,7 +71,9 @@ def compare(
 
 
 def size(row: dict) -> str:
-    """The input's: how many images, or texts of how many tokens."""
+    """The input's: how many images, texts of how many tokens, or recordings of how many seconds."""
+    if row["audio"] is not None:
+        return f"{row['batch']} x {row['audio']:g} s"
     return str(row["batch"]) if row["sequence"] is None else f"{row['batch']} x {row['sequence']}"
 
 
@@ -104,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def counts(text: str) -> list[int]:
         return [int(word) for word in words(text)]
 
+    def seconds(text: str) -> list[float]:
+        return [float(word) for word in words(text)]
+
     parser = argparse.ArgumentParser(
         prog="bench_peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -113,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=counts, default=[1], metavar="N,...", help="inputs a run (default 1)")
     parser.add_argument("--sequence", type=counts, default=[128], metavar="N,...", help="tokens a text (default 128)")
     parser.add_argument(
+        "--audio", type=seconds, default=[10.0], metavar="S,...", help="seconds a recording (default 10)"
+    )
+    parser.add_argument(
         "--rounds", type=int, default=12, metavar="N", help="turns of a quarter second each (default 12)"
     )
     output = parser.add_mutually_exclusive_group()
@@ -120,9 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.add_argument("--markdown", action="store_true", help="print the README's table")
     options = parser.parse_args(arguments)
     try:
-        rows = compare(
-            options.models, options.batch, options.sequence, options.threads, options.engines, options.rounds
-        )
+        lengths = options.sequence, options.audio
+        rows = compare(options.models, options.batch, *lengths, options.threads, options.engines, options.rounds)
     except IntqError as error:
         err.print(f"bench_peers: {error}", markup=False, soft_wrap=True)
         return 2

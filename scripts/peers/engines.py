@@ -33,13 +33,14 @@ PAUSE = 0.1  # seconds between two turns: threads that wait for more work keep a
 
 @dataclass(frozen=True)
 class Entry:
-    """One competitor: what `worker.py` needs to run it; `settings` are the engine's own."""
+    """One competitor: what `worker.py` needs to run it; `settings` are the engine's own, `note` is for people."""
 
     engine: str
     precision: str
     network: Path
     input: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ ONNX_RUNTIME_CANDIDATES = (
 )
 
 
-def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path) -> Path:
-    """Write a network as ONNX for inputs of x's shape (n, c, h, w), with BatchNorm folded and shapes inferred."""
+def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path, **options) -> Path:
+    """Write a network as ONNX for inputs of x's shape, with BatchNorm folded and shapes inferred.
+
+    options: those of ONNX Runtime's preparation for quantization.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     raw = path.with_suffix(".raw.onnx")
@@ -74,7 +78,7 @@ def export_onnx(module: torch.nn.Module, x: np.ndarray, path: Path) -> Path:
         torch.onnx.export(
             module, (torch.from_numpy(x),), raw, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"]
         )
-        quant_pre_process(raw, path)
+        quant_pre_process(raw, path, **options)
     raw.unlink()
     return path
 
@@ -140,22 +144,26 @@ def prepare(name: str, module: torch.nn.Module, calibration: Sequence[np.ndarray
         onnx = export_onnx(module, calibration[0], folder / "float32.onnx")
         save_openvino(onnx, folder / "float32.xml")
         quantize_openvino(onnx, calibration, folder / "int8.xml")
-        settings = fastest_onnxruntime(onnx, calibration, folder, threads)
-        (folder / "onnxruntime.txt").write_text(f"{settings}\n")
+        fastest_onnxruntime(onnx, calibration, folder, threads)
 
     key = [Path(__file__).read_bytes(), processor(), *map(version, ("torch", "onnxruntime", "openvino", "nncf"))]
     folder = cached(name, [*key, *module.state_dict().values(), *calibration], build)
+    x, tried = folder / "x.npy", note(folder / "onnxruntime.json")
     return [
-        Entry(engine, precision, folder / f"{precision}.{suffix}", folder / "x.npy", settings)
-        for precision in ("int8", "float32")
-        for engine, suffix, settings in (("onnxruntime", "onnx", {}), ("openvino", "xml", FLOAT32))
+        Entry("onnxruntime", "int8", folder / "int8.onnx", x, note=tried),
+        Entry("openvino", "int8", folder / "int8.xml", x, FLOAT32),
+        Entry("onnxruntime", "float32", folder / "float32.onnx", x),
+        Entry("openvino", "float32", folder / "float32.xml", x, FLOAT32),
     ]
 
 
-def fastest_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], folder: Path, threads: int) -> OnnxRuntime:
-    """Quantize with each candidate's settings, keep the fastest network as `int8.onnx`, and return its settings."""
+def fastest_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], folder: Path, threads: int) -> None:
+    """Quantize with each candidate's settings and keep the fastest network as `int8.onnx`.
+
+    The times are in `onnxruntime.json`. The networks are run on `x.npy`, which is in the folder already.
+    """
     entries = {
-        settings: Entry(
+        str(settings): Entry(
             "onnxruntime",
             "int8",
             quantize_onnxruntime(onnx, calibration, folder / f"candidate{i}.onnx", settings),
@@ -163,12 +171,28 @@ def fastest_onnxruntime(onnx: Path, calibration: Sequence[np.ndarray], folder: P
         )
         for i, settings in enumerate(ONNX_RUNTIME_CANDIDATES)
     }
-    times = dict(zip(entries, race(list(entries.values()), threads, rounds=4), strict=True))
-    best = min(times, key=lambda settings: times[settings].min_ms)
+    best = fastest(entries, threads, folder / "onnxruntime.json")
     entries[best].network.replace(folder / "int8.onnx")
     for path in folder.glob("candidate*"):
         path.unlink()
-    return best
+
+
+def fastest(candidates: Mapping[str, Entry], threads: int, log: Path) -> str:
+    """The name of the fastest of an engine's candidates that it can run.
+
+    `log` gets {name: least time in ms} of those, by their times.
+    """
+    runnable = {name: entry for name, entry in candidates.items() if runs(entry, threads)}
+    timings = race(list(runnable.values()), threads, rounds=4)
+    times = {name: round(timing.min_ms, 3) for name, timing in zip(runnable, timings, strict=True)}
+    times = dict(sorted(times.items(), key=lambda item: item[1]))
+    log.write_text(json.dumps(times, indent=2) + "\n")
+    return next(iter(times))
+
+
+def note(log: Path) -> str:
+    """What `fastest` wrote, as a line: the first of them is the one that was taken."""
+    return ", ".join(f"{name} {ms:.2f} ms" for name, ms in json.loads(log.read_text()).items())
 
 
 @dataclass(frozen=True)
@@ -207,18 +231,21 @@ def race(
     ]
 
 
-@contextlib.contextmanager
-def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
+def runs(entry: Entry, threads: int) -> bool:
+    """Whether an engine can run a network that its own tools made (ONNX Runtime cannot run some of its own)."""
+    return subprocess.run(**_process(entry, threads), input="0\n", capture_output=True).returncode == 0
+
+
+def _process(entry: Entry, threads: int) -> dict:
     settings = [f"{key}={value}" for key, value in entry.settings.items()]
     arguments = [entry.engine, entry.network, entry.input, threads, *settings]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(WORKER.parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, WORKER, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
+    return {"args": [sys.executable, WORKER, *map(str, arguments)], "env": environment, "text": True}
+
+
+@contextlib.contextmanager
+def _worker(entry: Entry, threads: int) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(**_process(entry, threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         try:
             yield process

@@ -8,15 +8,18 @@ from typing import Any
 
 import encoders
 import engines
+import features
 import numpy as np
 from engines import Entry, cached
 from torch import nn
 
 import intq
 from intq import domains
+from intq.speech.synthetic import random_audio
 
 SAMPLES = 8  # made-up inputs to calibrate on: their statistics are all the same
 CALIBRATION_TOKENS = 128
+RECORDINGS = 4  # the same: frames by the hundred are in each
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,20 @@ class Subject:
     axes: Mapping[int, str]
 
 
-def is_text(name: str) -> bool:
-    return domains.of_architecture(name) is domains.domain("nlp")
-
-
-def subject(name: str, batch: int, sequence: int | None, seed: int = 0) -> Subject:
-    """The architecture `name`, with an input of `batch` images, or texts of `sequence` tokens, and others like it."""
+def kind(name: str) -> str:
+    """The domain of the architecture `name`: vision, nlp or speech."""
     domain = domains.of_architecture(name)
-    make = _texts if is_text(name) else _images
-    return make(name, domain, domain.random(name, seed), batch, sequence, np.random.default_rng(seed))
+    return next(each for each in domains.DOMAINS if domain is domains.domain(each))
+
+
+def subject(name: str, batch: int, length: float | None, seed: int = 0) -> Subject:
+    """The architecture `name`, with an input and others like it.
+
+    The input: `batch` images, texts of `length` tokens, or recordings of `length` seconds.
+    """
+    domain = domains.of_architecture(name)
+    make = {"vision": _images, "nlp": _texts, "speech": _recordings}[kind(name)]
+    return make(name, domain, domain.random(name, seed), batch, length, np.random.default_rng(seed))
 
 
 def _texts(name, domain, checkpoint, batch: int, sequence: int, generator: np.random.Generator) -> Subject:
@@ -66,6 +74,16 @@ def _images(name, domain, checkpoint, batch: int, _, generator: np.random.Genera
     return Subject(name, domain, checkpoint, checkpoint.model, pixels[0], normal[0], normal, {0: "n"})
 
 
+def _recordings(name, domain, checkpoint, batch: int, seconds: float, generator: np.random.Generator) -> Subject:
+    """Samples for intq; for the peers the features of them, whose front end they are spared."""
+    samples = round(seconds * checkpoint.sample_rate)
+    noise = random_audio(RECORDINGS * batch, samples, checkpoint.sample_rate, int(generator.integers(2**31)))
+    recordings = np.split((noise * 32768).astype(np.int16), RECORDINGS)
+    given = [features.features(checkpoint.model, each) for each in recordings]
+    module = features.Network(checkpoint.model)
+    return Subject(name, domain, checkpoint, module, recordings[0], given[0], given, {})
+
+
 def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) -> list[Entry]:
     """The engines called `names`, each with its network: quantized now, or found in the cache.
 
@@ -81,6 +99,8 @@ def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) 
         name, module, calibration = subject.name, subject.module, subject.calibration
         if encoders.transformer(module):
             found += encoders.prepare(name, module, calibration, subject.axes, folder / "given.npy")
+        elif isinstance(module, features.Network):
+            found += features.prepare(name, module, calibration, threads)
         else:
             found += engines.prepare(name, module, calibration, threads)
     return [entry for entry in found if entry.engine in names]
@@ -88,7 +108,8 @@ def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) 
 
 def _compile(subject: Subject, folder: Path) -> None:
     """Quantize, save and compile a network: what `intq quantize --random` and `intq compile` do."""
-    graph = subject.domain.quantize(subject.checkpoint, None, samples=SAMPLES, seed=0, rounding="nearest")
+    samples = len(subject.calibration)
+    graph = subject.domain.quantize(subject.checkpoint, None, samples=samples, seed=0, rounding="nearest")
     graph.save(folder / "artifact")
     intq.compile(folder / "artifact")  # keeps the library beside the graph
 
@@ -96,5 +117,5 @@ def _compile(subject: Subject, folder: Path) -> None:
 def _sources() -> list[bytes]:
     """Every line of intq that has a part in its network: a changed one is quantized and compiled anew."""
     root = Path(__file__).resolve().parents[2]
-    parts = ("intq", "vision", "nlp", "kernels")
+    parts = ("intq", "vision", "nlp", "speech", "kernels")
     return [path.read_bytes() for part in parts for path in sorted((root / part).rglob("*.py"))]

@@ -66,11 +66,12 @@ def torch(network: Path, x: np.ndarray, threads: int) -> Run:
 
 
 def intq(network: Path, x: np.ndarray, threads: int) -> Run:
-    """A compiled artifact."""
+    """A compiled artifact. Recordings come with their lengths: x has no padding."""
     import intq
 
     compiled = intq.compile(network, threads=threads)
-    return lambda: compiled(x)
+    given = [x] if len(compiled.inputs) == 1 else [x, np.full(len(x), x.shape[1], np.int32)]
+    return lambda: compiled(*given)
 
 
 ENGINES = {"intq": intq, "onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}

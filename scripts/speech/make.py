@@ -1,7 +1,7 @@
-"""Make a corpus of English speech in LibriSpeech's layout, in the cache: train, dev and test.
+"""Make a corpus of English speech in LibriSpeech's layout, in the cache: train, dev, test and test-other.
 
 The speakers are synthesizers' voices, and one recorded; the phrases are of Jane Austen's novels. No speaker and no
-phrase is in two of the three. On standard output the folder, with --json {"folder", "splits": {name: {"utterances",
+phrase is in two of them. On standard output the folder, with --json {"folder", "splits": {name: {"utterances",
 "speakers", "hours"}}}.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
-from intq.speech.assets import ASSETS, fetch
-from intq.speech.corpus import SHARES, build
+from intq.speech.assets import fetch
+from intq.speech.corpus import OTHER, SHARES, SOURCES, build
 from intq.speech.data import librispeech
 
 HOURS = 6.0
@@ -24,7 +24,7 @@ def corpus(hours: float = HOURS, seed: int = 0, jobs: int = 2) -> Path:
     """The corpus in the cache, made now if it is not there."""
     folder = cache_folder() / "speech-data" / f"made-{hours:g}-hours-seed-{seed}"
     if not folder.is_dir():
-        for name in ASSETS:
+        for name in SOURCES:
             fetch(name)
         with step("make the corpus") as advance:
             build(folder, hours, seed, jobs, advance)
@@ -34,7 +34,7 @@ def corpus(hours: float = HOURS, seed: int = 0, jobs: int = 2) -> Path:
 def content(folder: Path) -> dict[str, dict[str, float]]:
     """{split: {"utterances", "speakers", "hours"}}."""
     found = {}
-    for split in SHARES:
+    for split in (*SHARES, OTHER):
         given = librispeech(folder / split)
         speakers = {each.path.parent.parent for each in given}
         hours = sum(each.duration for each in given) / 3600
