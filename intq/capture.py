@@ -190,6 +190,9 @@ def _take(build: Build, node: torch.fx.Node, values: dict):
                 "embedding, scaled_dot_product_attention, relu and other functions of one value, add, mul, cat, "
                 "pooling, mean, reshape, permute, slice, pad"
             )
+        sized = any(isinstance(values[n], Derived) for n in node.all_input_nodes)
+        if build.recordings and sized and base != "scaled_dot_product_attention":
+            raise Unsupported("a constant may not depend on the number of samples; keep a table of it in a buffer")
         meta = node.meta["val"]
         if base == "embedding":  # a position's is (1, tokens, channels): it is made for every sample
             return TAKES[base](build, **arguments)

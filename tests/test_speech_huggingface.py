@@ -282,3 +282,28 @@ def test_the_last_frames_of_a_convolution_are_its_padding():
 def test_other_frames_and_other_groups_are_refused(settings, says):
     with pytest.raises(IntqError, match=says):
         simplify(capture(Cut(**settings).eval(), torch.zeros(1, 50, dtype=torch.int16)))
+
+
+class Ramp(torch.nn.Module):
+    """Adds what depends on the number of samples."""
+
+    def forward(self, samples):
+        return samples[..., None] + torch.arange(samples.shape[1])[:, None].float()
+
+
+class Near(torch.nn.Module):
+    """Attends to the first frames alone."""
+
+    def forward(self, samples):
+        x = samples[:, None, :, None].expand(-1, 1, -1, 4)
+        near = torch.arange(samples.shape[1])[None, None, None] < 90
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, near).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [(Ramp(), "may not depend on the number of samples"), (Near(), "a mask that leaves frames out is not taken")],
+)
+def test_what_follows_from_the_number_of_samples(module, says):
+    with pytest.raises(IntqError, match=says):
+        capture(module, torch.zeros(1, 50, dtype=torch.int16))
