@@ -73,19 +73,22 @@ def subject(name: str, limit: int | None) -> Subject:
     return Subject(name, recipe, checkpoint, data, examples, rows, logits)
 
 
-def quantize_intq(this: Subject, samples: int) -> Predict:
-    """The network of `intq quantize FOLDER --data TRAIN --samples N`."""
-    given = this.recipe.data(this.data, "train")
-    graph = domain.quantize(this.checkpoint, given, task=this.recipe.task, samples=samples, seed=0)
+def quantize_intq(this: Subject, samples: int, zero_shot: bool = False) -> Predict:
+    """The network of `intq quantize FOLDER --data TRAIN --samples N`, or with --zero-shot instead of the data."""
+    given = {"data": this.recipe.data(this.data, "train"), "task": this.recipe.task}
+    given = {"data": None, "zero_shot": True} if zero_shot else given
+    graph = domain.quantize(this.checkpoint, samples=samples, seed=0, **given)
     network, scale = integers.prepare(graph), graph.values[graph.outputs[0]].scale
     return lambda ids: scale * network(torch.from_numpy(ids))[0].numpy()
 
 
-def compare(this: Subject, engines: Sequence[str], samples: int) -> list[dict]:
+def compare(this: Subject, engines: Sequence[str], samples: int, zero_shot: bool = False) -> list[dict]:
     """A row for each engine and settings, the float network's first."""
     rows = [judge(this, "torch", "float32", this.logits)]
     with tempfile.TemporaryDirectory() as folder:
         contestants = {("intq", "default"): partial(quantize_intq, this, samples)}
+        if zero_shot:
+            contestants["intq", "no data (--zero-shot)"] = partial(quantize_intq, this, samples, zero_shot=True)
         if set(engines) - {"intq"}:
             batches = this.calibration(samples)
             contestants |= peers(this.checkpoint, batches, Path(folder))
@@ -142,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["intq"], help="default: intq alone")
     parser.add_argument("--samples", type=int, default=128, help="sentences that calibrate (default 128)")
     parser.add_argument("--limit", type=int, help="compare on so many held-back sentences (default: all)")
+    parser.add_argument("--zero-shot", action="store_true", help="intq also without data")
     parser.add_argument("--threads", type=int, default=2)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON list")
@@ -152,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.models:
             this = subject(name, options.limit)
-            rows += compare(this, options.engines, options.samples)
+            rows += compare(this, options.engines, options.samples, options.zero_shot)
     except IntqError as error:
         err.print(f"accuracy_text: {error}", markup=False, soft_wrap=True)
         return 2
