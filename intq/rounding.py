@@ -11,11 +11,14 @@ with the bias corrected 32.9 dB. Scales of least squared error instead of the la
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from intq.floatgraph import FloatNode, contraction, pad2d, pad_frames, scaled_residual
 from intq.ops.contract import windows
+from intq.ops.op import window_shape
 from intq.plan import Weights
 
 LIMIT = 127
@@ -84,7 +87,9 @@ def _positions(node: FloatNode, x: Tensor) -> int:
         a = node.attrs
         places = windows(x.shape[1], node.parameters["weight"].shape[2], a["stride"], a["padding"], a["dilation"])
         return len(x) * places
-    return len(x) * node.shape[2] * node.shape[3]
+    a = node.attrs
+    window = node.parameters["weight"].shape[2:]
+    return len(x) * math.prod(window_shape(x.shape[2:], window, a["stride"], a["padding"], a["dilation"]))
 
 
 def rows_at(node: FloatNode, x: Tensor, at: Tensor) -> Tensor:
