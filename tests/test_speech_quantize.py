@@ -21,8 +21,10 @@ SAMPLES = [recording(1.1, seed)[None] for seed in range(3)] + [recording(0.7, 5)
 
 @pytest.fixture(scope="module", params=KINDS)
 def made(request):
+    """(checkpoint, its integer network, the same compiled)."""
     checkpoint = small(request.param)
-    return checkpoint, domain.quantize(small(request.param), None, samples=3, seed=0)
+    graph = domain.quantize(checkpoint, None, samples=3, seed=0)
+    return checkpoint, graph, intq.compile(graph)
 
 
 def sqnr(exact: np.ndarray, rough: np.ndarray) -> float:
@@ -42,7 +44,7 @@ def test_the_graph_computes_what_torch_does(kind, head):
 
 
 def test_frames_follow_from_samples(made):
-    checkpoint, graph = made
+    checkpoint, graph, _ = made
     size = graph.values[graph.outputs[0]].shape[1]
     for samples in (RATE, RATE + 1, 12345):
         assert dims.size(size, {"t": samples}) == checkpoint.model.frames(samples)
@@ -50,7 +52,7 @@ def test_frames_follow_from_samples(made):
 
 
 def test_integers_answer_as_the_float_network(made):
-    checkpoint, graph = made
+    checkpoint, graph, _ = made
     samples = recording(1.5, 9)[None]
     lengths = np.array([samples.shape[1]], np.int32)
     (scores,) = reference.run(graph, samples, lengths)
@@ -60,8 +62,8 @@ def test_integers_answer_as_the_float_network(made):
 
 def test_an_utterance_is_what_it_is_alone(made):
     """Whatever stands behind its end in a batch: here noise at full scale."""
-    checkpoint, graph = made
-    network, rng = intq.compile(graph), np.random.default_rng(0)
+    checkpoint, graph, network = made
+    rng = np.random.default_rng(0)
     utterances = [recording(seconds, i) for i, seconds in enumerate((1.2, 0.31, 0.8, 0.5))]
     batch = rng.integers(-(2**15), 2**15, (4, len(utterances[0])), np.int16)
     for row, own in zip(batch, utterances, strict=True):
@@ -75,7 +77,7 @@ def test_an_utterance_is_what_it_is_alone(made):
 
 
 def test_every_backend_gives_the_same(made):
-    result = intq.verify(made[1])
+    result = intq.verify(made[1], network=made[2])
     assert not any(result["mismatches"].values()) and result["float_instructions"] == 0
     assert result["compared"]["alone_equals_padded"] > 0
 
@@ -97,13 +99,12 @@ def test_layers_that_read_16_bits(bits):
 
 
 def test_recordings_of_other_lengths(made):
-    graph = made[1]
+    checkpoint, graph, network = made
     most = graph.inputs[0].longest
-    assert most == made[0].longest
+    assert most == checkpoint.longest
     with pytest.raises(IntqError, match=f"at most {most} along 't' are possible, got {most + 1}"):
         reference.run(graph, np.zeros((1, most + 1), np.int16), np.array([5], np.int32))
     least = shortest(graph)
-    network = intq.compile(graph)
     assert network(np.zeros((1, least), np.int16), np.array([least], np.int32)).shape[1] == 1
     with pytest.raises(IntqError, match="give longer inputs"):
         network(np.zeros((1, least - 1), np.int16), np.array([1], np.int32))
