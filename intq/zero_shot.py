@@ -72,8 +72,7 @@ def made_for(
     """Samples (n, ...) to calibrate a trained network on: of :func:`distill`, or ``start`` as it is where it has no
     statistics.
 
-    ``what``: what ``start`` shows, in the plural, for people: "images with the spectrum of photographs". The rest: of
-    :func:`distill`.
+    ``what``: what ``start`` is, in the plural, for people: "images of random shapes". The rest: of :func:`distill`.
     """
     layers = len(normalisations(model))
     if not layers:
