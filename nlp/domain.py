@@ -124,17 +124,18 @@ def _random_ids(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndar
 
 
 def _random_words(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.ndarray]:
-    """Batches of ids of texts without meaning; half of a classifier's that tells segments apart are pairs."""
+    """Batches of ids of texts without meaning; of a classifier that tells segments apart, half of them are pairs."""
     from intq.nlp.synthetic import random_texts
 
-    longest = min(RANDOM_WORDS, checkpoint.longest // 2)
-    texts = random_texts(checkpoint.tokenizer, checkpoint.vocabulary, samples, longest, seed)
     classifies = checkpoint.head in ("classification", "regression")
-    pairs = samples // 3 if classifies and checkpoint.separator is not None else 0
+    pairs = samples // 2 if classifies and checkpoint.separator is not None else 0
+    longest = min(RANDOM_WORDS, checkpoint.longest // 2)
+    texts = random_texts(checkpoint.tokenizer, checkpoint.vocabulary, samples + pairs, longest, seed)
     read = reader(checkpoint, metadata(checkpoint), truncate=True)
     rows = read.ids(texts[2 * pairs :], lambda row: f"text {row}")
     if pairs:
-        rows += read.ids(list(zip(texts[:pairs], texts[pairs : 2 * pairs], strict=True)), lambda row: f"pair {row}")
+        both = list(zip(texts[:pairs], texts[pairs : 2 * pairs], strict=True))
+        rows += read.ids(both, lambda row: f"pair {row}")
     return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
 
 

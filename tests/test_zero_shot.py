@@ -11,6 +11,7 @@ import intq
 from intq import artifact
 from intq.backends import torch as integers
 from intq.errors import IntqError
+from intq.nlp import domain
 from intq.nlp.synthetic import random_texts
 from intq.vision.metrics import sqnr_db
 from intq.vision.models import architecture
@@ -179,6 +180,14 @@ def test_quantize_text_without_texts(tmp_path, head, family):
     value = answer("quantize", tmp_path / "tiny", "--zero-shot", "--samples", 9, "-o", tmp_path / "net")
     assert value["calibration"] == "zero-shot" and "9 texts of random words" in value["notices"][-1]
     assert value["overflow"]["proven"] is True
+
+
+def test_half_of_the_texts_of_a_network_that_tells_segments_apart_are_pairs(tmp_path):
+    save_tiny(tmp_path / "tiny", "bert", "classification")
+    checkpoint = domain.load(tmp_path / "tiny")
+    rows = [row for ids in domain._random_words(checkpoint, 10, 0) for row in ids]
+    ends = [int((row == checkpoint.separator).sum()) for row in rows]
+    assert sorted(ends) == [1] * 5 + [2] * 5 and all(len(row) <= checkpoint.longest for row in rows)
 
 
 def test_zero_shot_and_data_contradict_each_other(tmp_path):

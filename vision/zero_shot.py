@@ -3,8 +3,8 @@
 The start is the dead leaves model (Lee, Mumford and Huang 2001, "Occlusion models for natural images"): shapes of one
 brightness each, whose sizes ``r`` are as frequent as ``r ** -3``, fall upon each other. It has what photographs have
 and noise of the same spectrum has not, edges, without which the first layers' channels stay silent. What an
-EfficientNet-Lite0 does beyond the ranges seen has a power of -11 dB with noise, -18 dB with leaves, -28 dB with leaves
-after :func:`intq.zero_shot.distill`, and -27 dB with crops of other photos (32 images each).
+EfficientNet-Lite0 does beyond the ranges seen has a power of -11 dB with noise, -18 dB with leaves and -27 dB with
+crops of other photos (32 images each): :func:`intq.zero_shot.distill` does the rest.
 """
 
 from __future__ import annotations
