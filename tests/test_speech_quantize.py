@@ -77,7 +77,7 @@ def test_an_utterance_is_what_it_is_alone(made):
 
 
 def test_every_backend_gives_the_same(made):
-    result = intq.verify(made[1], network=made[2])
+    result = intq.verify(made[1])
     assert not any(result["mismatches"].values()) and result["float_instructions"] == 0
     assert result["compared"]["alone_equals_padded"] > 0
 
