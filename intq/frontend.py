@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from intq import dims
 from intq.errors import IntqError
 from intq.operators import differentiable
-from intq.ops.log_mel import FFT_SIZES, GUARDS, PADDINGS, log_mel_parts
+from intq.ops.log_mel import FFT_RULE, GUARDS, PADDINGS, is_fft_size, log_mel_parts
 
 LOG_MEL_SCALE = 2.0**-10  # of the integers that stand for logarithms: they reach from -32 to 32
 STD_EPSILON = 1e-5  # added to the deviation
@@ -50,7 +50,8 @@ class FrontEnd:
     is the least that it may be ("clamp"). ``padding``: what lies beyond the ends, "constant" (zeros) or "reflect".
     ``extra_frame``: t samples make ``t // hop + 1`` frames, or ``t // hop``. (NeMo's early releases reflect and have
     the extra frame, later ones have zeros and count without.) ``mel_norm``: "slaney" (each band's area is 1) or None
-    (its peak is 1). ``periodic``: the window is one period, not symmetric.
+    (its peak is 1). ``mel_corners``: bands end at frequencies in "hz", or at "bins", the next ones below.
+    ``periodic``: the window is one period, not symmetric.
     Raises IntqError naming the field that cannot be.
     """
 
@@ -71,13 +72,14 @@ class FrontEnd:
     extra_frame: bool = False
     mel_norm: str | None = "slaney"
     mel_scale: str = "slaney"
+    mel_corners: str = "hz"
     magnitude_power: float = 2.0
 
     def __post_init__(self) -> None:
         highest = self.sample_rate / 2
         for name, holds, expected in [
             ("sample_rate", self.sample_rate > 0, "a positive number of samples a second"),
-            ("fft", self.fft in FFT_SIZES, f"one of {', '.join(map(str, FFT_SIZES))}"),
+            ("fft", is_fft_size(self.fft), FFT_RULE),
             ("window", 2 < self.window <= self.fft, f"3 to fft = {self.fft} samples"),
             ("hop", self.hop > 0, "a positive number of samples"),
             ("bands", self.bands > 0, "a positive number"),
@@ -95,6 +97,7 @@ class FrontEnd:
             ("padding", self.padding in PADDINGS, " or ".join(PADDINGS)),
             ("mel_norm", self.mel_norm in ("slaney", None), "slaney or None"),
             ("mel_scale", self.mel_scale in ("slaney", "htk"), "slaney or htk"),
+            ("mel_corners", self.mel_corners in ("hz", "bins"), "hz or bins"),
             ("magnitude_power", self.magnitude_power == 2, "2, the power spectrum"),
         ]:
             if not holds:
@@ -142,7 +145,8 @@ def mel_filters(front: FrontEnd) -> np.ndarray:
     """(bands, fft / 2 + 1) float64: triangles over frequency whose corners are equally far apart in mel.
 
     The slaney scale is that of Slaney's Auditory Toolbox (1998): linear up to 1000 Hz, three mel for 200 Hz, then 27
-    mel for a factor of 6.4; HTK's is 2595 log10(1 + f / 700).
+    mel for a factor of 6.4; HTK's is 2595 log10(1 + f / 700). Corners at bins are floor((fft + 1) f / sample_rate),
+    and each at least one behind the one before.
     """
     return _filters(front).copy()
 
@@ -152,11 +156,17 @@ def _filters(front: FrontEnd) -> np.ndarray:
     to_mel, to_hz = (_to_htk, _from_htk) if front.mel_scale == "htk" else (_to_slaney, _from_slaney)
     high = front.sample_rate / 2 if front.high_hz is None else front.high_hz
     corners = to_hz(np.linspace(to_mel(front.low_hz), to_mel(high), front.bands + 2))
-    frequency = np.arange(front.fft // 2 + 1) * (front.sample_rate / front.fft)
     left, middle, right = (corners[i : i + front.bands, None] for i in range(3))
+    area = 2 / (right - left)
+    frequency = np.arange(front.fft // 2 + 1) * (front.sample_rate / front.fft)
+    if front.mel_corners == "bins":
+        frequency = np.arange(front.fft // 2 + 1)
+        left, middle, right = (np.floor((front.fft + 1) / front.sample_rate * c) for c in (left, middle, right))
+        middle = np.maximum(middle, left + 1)
+        right = np.maximum(right, middle + 1)
     rise, fall = (frequency - left) / (middle - left), (right - frequency) / (right - middle)
     filters = np.maximum(0, np.minimum(rise, fall))
-    return filters * (2 / (right - left)) if front.mel_norm == "slaney" else filters
+    return filters * area if front.mel_norm == "slaney" else filters
 
 
 _KNEE_HZ, _LINEAR, _LOG = 1000.0, 3 / 200, 27 / math.log(6.4)

@@ -89,11 +89,7 @@ def hama(folder: Path) -> Packaged:
     """hama's recogniser of phonemes: a Conformer without positions behind one convolution, exported from PyTorch.
 
     Its matrices and folded convolutions have lost their names and stand in the order of the network.
-
-    Its own spectrum has 400 points, and bands whose corners lie on them. The nearest of a power of two gives other
-    powers, by 512 / 400 on the whole: that factor is taken off in the bias of the first convolution.
     """
-    known = architecture("hama")
     tensors = tensors_of((folder / "asr_waveform.hama").read_bytes(), "asr_waveform.hama")
     place = "acoustic_model.model."
     state: dict[str, Tensor] = {}
@@ -114,14 +110,11 @@ def hama(folder: Path) -> Packaged:
                 f"{block}.self_attn.linear_{letter}.bias": bias,
             }
         state |= {f"{block}.{_PARTS[name]}.weight": value for name, value in own.items()}
-    points = len(tensors["stft_real_kernel"][0, 0])
-    weight, bias = stem
-    state["encoder.pre_encode.conv.0.weight"] = weight
-    state["encoder.pre_encode.conv.0.bias"] = bias - math.log(known.front.fft / points) * weight.sum((1, 2))
-    for name in ("weight", "bias"):
+    for name, value in zip(("weight", "bias"), stem, strict=True):
+        state[f"encoder.pre_encode.conv.0.{name}"] = value
         state[f"decoder.decoder_layers.0.{name}"] = tensors[f"{place}proj.{name}"]
     labels = json.loads((folder / "g2p_vocab.json").read_text(encoding="utf-8"))["decoder"]
-    return Packaged(state, known.front, (*labels, " "))  # the last one is the boundary of words
+    return Packaged(state, architecture("hama").front, (*labels, " "))  # the last one is the boundary of words
 
 
 def _pairs(values) -> list[tuple[Tensor, Tensor]]:

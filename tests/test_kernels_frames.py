@@ -48,9 +48,11 @@ def spectrum(name: str, fft: int, window: int, bands: int, seed: int = 0, **own)
 
 
 def spectra() -> Graph:
-    """Transforms of an even and an odd number of stages; windows that fill the points, and that do not."""
+    """Transforms of an even and an odd number of stages, and of 3 and 5; windows that fill the points, and do not."""
     nodes = (
         spectrum("a", 512, 400, 80, hop=160, extra_frame=True),
+        spectrum("c", 400, 400, 80, hop=160, padding="reflect", extra_frame=True),
+        spectrum("d", 60, 41, 9, hop=20, extra_frame=True),
         spectrum("b", 64, 17, 16, hop=33, padding="reflect", extra_frame=True, guard_kind="clamp"),
     )
     return Graph((SAMPLES, LENGTHS), nodes, tuple(node.name for node in nodes))

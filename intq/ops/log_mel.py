@@ -4,17 +4,19 @@
     X[n, f, k] = sum_j window[j] (x[i] - preemphasis x[i - 1]) exp(-2 pi i j k / F),   i = f hop + j - F / 2
 
 One operation, because what is between is wide (32-bit spectra, 64-bit powers) and never leaves the first cache. The
-spectrum of F real points is that of F / 2 complex ones, by decimation in time (Cooley and Tukey 1965) in 32 bits with
-products of 64, and then untangled. Nothing is scaled on the way: whatever the samples, no value on the way is larger
-than the sum of the magnitudes that go in, ``reach`` below, and the window is rounded so far that this is an int32 with
-a bit to spare. The powers are summed by band in 64 bits; of their sum the logarithm to base 2 is the place of the first
-one, and a curve (:mod:`intq.curves`) of the fifteen bits behind it.
+spectrum of F real points is that of N = F / 2 complex ones, by decimation in time (Cooley and Tukey 1965) in 32 bits
+with products of 64, a stage for each prime factor of N, and then untangled. Nothing is scaled on the way: whatever the
+samples, no value on the way is larger than the sum of the magnitudes that go in, ``reach`` below, and the window is
+rounded so far that this is an int32 with a bit to spare. The powers are summed by band in 64 bits; of their sum the
+logarithm to base 2 is the place of the first one, and a curve (:mod:`intq.curves`) of the fifteen bits behind it.
 
 **Proof of reach.** A value v on the way is a sum of inputs, each turned by factors w with |w| = 1, so that in exact
 arithmetic |v| <= sum |z| = S over all inputs z. Table entries are off by at most 3/2 * 2**-30 in each part, which makes
-|w| an error of less than 3 * 2**-30 and a product w b one of less than 3 (|b| < 2**30); rounding adds less than 1. An
-error e of both operands thus grows to at most 2 e + 4 in a stage, and to less than 4 (N - 1) after log2(N) stages of
-N = F / 2 points; untangling makes at most 2 e + 4 of it. So everything is within S + 8 N = S + 4 F =: reach.
+|w| an error of less than 3 * 2**-30 and a product w b one of less than 3 (|b| < 2**30); rounding adds less than 1. A
+stage adds r values, r - 1 of them turned: an error e of each grows to at most r e + 3 (r - 1) + 1 <= r e + 4 (r - 1),
+and to less than 4 (N - 1) after all stages of N points; untangling makes at most 2 e + 4 of it. So everything is within
+S + 8 N = S + 4 F =: reach. What a stage adds up before it rounds is such a value in units of 2**-30, or fewer of its
+terms, which are as well bounded by the inputs that they came from: within 2 reach 2**30.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from intq.ops.op import Attrs, Constants, Op, Sample, expect
 from intq.value import DTYPE_RANGE, Shape, Value
 
 PADDINGS, GUARDS = ("constant", "reflect"), ("add", "clamp")
-FFT_SIZES = tuple(2**i for i in range(4, 12))
+FFT_LIMITS, RADICES = (16, 2048), (5, 3, 2)
 WINDOW_ONE = 2**30 - 2**18  # the window's largest value, a little less than 2**30: kernels split it in two int16
 WINDOW_SHIFTS = range(16, 31)
 TURN_BITS = 30  # fractional bits of sines and cosines
 REACH_LIMIT = 2**30  # so that the sum of two values is an int32
 WEIGHTS_OF_BAND = 2**15 - 1  # the sum of a band's weights
 POWER_BITS = 62  # of a band's power, which is less than 2 to that
+FFT_RULE = "a multiple of 4 from {} to {} without other prime factors than 2, 3 and 5".format(*FFT_LIMITS)
 LOG_BITS = 15  # fractional bits of a logarithm
 LEAST_GUARD = 2**6  # in the units of a band's power: an error of 2**-7 where there is nothing else
 
@@ -59,6 +62,19 @@ def butterfly(L, a, b, turn, attrs: Attrs):
     sums = ar + tr, ai + ti
     differences = ar - tr, ai - ti
     return tuple(tuple(L.within(v, -reach, reach) for v in pair) for pair in (sums, differences))
+
+
+def merged(L, values, turns, attrs: Attrs):
+    """b[0] + sum_p w[p] b[p], p = 1, 2..., rounded once: an output of a stage of more than two. ``turns``: all w[p]."""
+    (first, *others), reach = values, attrs["reach"]
+    totals = [L.shift_left(L.wide(part), TURN_BITS) for part in first]
+    for value, turn in zip(others, turns, strict=True):
+        (br, bi), (wr, wi) = (tuple(map(L.wide, pair)) for pair in (value, turn))
+        products = br * wr - bi * wi, br * wi + bi * wr
+        most = reach << (TURN_BITS + 1)
+        totals = [L.within(total + product, -most, most) for total, product in zip(totals, products, strict=True)]
+    half = 1 << (TURN_BITS - 1)
+    return tuple(L.within(L.narrow(L.shift_right(t + half, TURN_BITS)), -reach, reach) for t in totals)
 
 
 def turned(L, b, turn):
@@ -133,27 +149,55 @@ def _log_mel(L, operands, constants: Constants, attrs: Attrs):
 
 def _spectrum(L, points, turn, attrs: Attrs):
     """X[k], k = 0..F / 2, of F real points; points and k are the first axis."""
-    size = turn.shape[1]
-    turns = lambda index: tuple(part[index].reshape(-1, 1, 1) for part in turn)  # noqa: E731
+    circle = turn.shape[1]
+    size = circle // 2
+    turns = lambda index: tuple(part[index % circle].reshape(-1, 1, 1) for part in turn)  # noqa: E731
     at = lambda index: tuple(part[index] for part in z)  # noqa: E731
-    z, place = (points[0::2], points[1::2]), bit_reversed(size)  # place: where in z each value lies
-    half = 1
-    while half < size:
-        upper = np.flatnonzero(np.arange(size) & half == 0)  # the partner of each is ``half`` further on
-        pairs = butterfly(L, at(place[upper]), at(place[upper + half]), turns(upper % half * (size // half)), attrs)
-        z = tuple(L.concat(halves, 0) for halves in zip(*pairs, strict=True))
-        place[upper], place[upper + half] = np.arange(size // 2), np.arange(size // 2, size)
-        half *= 2
+    z, place = (points[0::2], points[1::2]), input_order(size)  # place: where in z each value lies
+    length = 1  # of the transforms so far, one behind the other
+    for radix in stages(size):
+        first = np.flatnonzero(np.arange(size) // length % radix == 0)
+        members = [first + p * length for p in range(radix)]  # of a transform of radix * length points
+        values, step = [at(place[member]) for member in members], circle // (radix * length)
+        if radix == 2:
+            results = butterfly(L, *values, turns(first % length * step), attrs)
+        else:
+            angles = [(first % length + q * length) * step for q in range(radix)]
+            results = [merged(L, values, [turns(p * a) for p in range(1, radix)], attrs) for a in angles]
+        z = tuple(L.concat(parts, 0) for parts in zip(*results, strict=True))
+        place[np.concatenate(members)] = np.arange(size)
+        length *= radix
     k, rest = np.arange(size // 2 + 1), np.arange(size // 2 - 1, -1, -1)
     ends = untangled(L, at(place[k]), at(place[-k]), turns(k), attrs)
     return tuple(L.concat((low, high[rest]), 0) for low, high in zip(*ends, strict=True))
 
 
-def bit_reversed(size: int) -> np.ndarray:
-    """(size,) every number below a power of two with its bits in reverse."""
+def stages(size: int) -> tuple[int, ...]:
+    """How many values each stage of a transform of ``size`` points merges, the first stage first.
+
+    Raises IntqError for a size that has other prime factors than 2, 3 and 5.
+    """
+    rest, found = size, []
+    for radix in RADICES:
+        while rest % radix == 0:
+            rest //= radix
+            found.append(radix)
+    if rest > 1:
+        raise IntqError(f"a transform's size must have no other prime factors than 2, 3 and 5, found {size}")
+    return tuple(found)
+
+
+def is_fft_size(points: int) -> bool:
+    """Whether the operation has a transform of so many real points: a multiple of 4, see :data:`FFT_LIMITS`."""
+    least, most = FFT_LIMITS
+    return least <= points <= most and points % 4 == 0 and 60**11 % points == 0
+
+
+def input_order(size: int) -> np.ndarray:
+    """(size,) which point stands at each place before the first stage: those of a later transform together."""
     order = np.zeros(1, np.int64)
-    while len(order) < size:
-        order = np.concatenate([2 * order, 2 * order + 1])
+    for radix in stages(size):
+        order = np.concatenate([radix * order + p for p in range(radix)])
     return order
 
 
@@ -233,8 +277,8 @@ def reach_of(weights: np.ndarray, window_shift: int) -> int:
 
 
 def turns_of(fft: int) -> np.ndarray:
-    """(2, F / 2) int32: real and imaginary parts of exp(-2 pi i j / F)."""
-    angles = -2 * np.pi * np.arange(fft // 2) / fft
+    """(2, F) int32: real and imaginary parts of exp(-2 pi i j / F)."""
+    angles = -2 * np.pi * np.arange(fft) / fft
     return np.rint(np.stack([np.cos(angles), np.sin(angles)]) * 2.0**TURN_BITS).astype(np.int32)
 
 
@@ -253,7 +297,8 @@ def _shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Sha
     expect_lengths(lengths, x)
     weights, turn, first, count = (constants[k] for k in ("window", "turn", "band_first", "band_count"))
     fft, bands = weights.shape[-1], len(first)
-    expect(weights.shape == (2, fft) and fft in FFT_SIZES, f"the window must be (2, F), F one of {FFT_SIZES}")
+    fits = weights.shape == (2, fft) and is_fft_size(fft)
+    expect(fits, f"the window must be (2, F), F {FFT_RULE}, got {weights.shape}")
     exact = turns_of(fft).astype(np.int64)
     expect(turn.shape == exact.shape, f"turn must be {exact.shape}, got {turn.shape}")
     expect(np.abs(turn - exact).max() <= 1, "turn must be cosines and sines, each off by one unit at most")
@@ -288,6 +333,7 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
     for fft, bands, own in [
         (16, 3, {"hop": 5, "padding": "reflect", "extra_frame": True}),
         (32, 9, {"hop": 1, "guard_kind": "clamp"}),
+        (60, 9, {"hop": 7, "extra_frame": True}),
     ]:
         window = np.zeros(fft)
         window[2:-2] = rng.uniform(-0.2, 1, fft - 4)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intq.graph import Node
-from intq.ops.log_mel import bit_reversed
+from intq.ops.log_mel import input_order
 
 CHANNELS = 16  # that are normalised at a time
 SPLIT_BITS = 15  # of the low half of a window's weight
@@ -66,7 +66,7 @@ def log_mel_arrays(node: Node, rescale, isa: str) -> list[np.ndarray]:
     high = (weights + (1 << (SPLIT_BITS - 1))) >> SPLIT_BITS
     halves = np.stack([high, weights - (high << SPLIT_BITS)])  # (half, before and now, point)
     halves = halves.reshape(2, 2, spectrum.blocks, spectrum.lanes, 2)  # (half, before and now, block, lane, odd)
-    rows, reached = bit_reversed(spectrum.points), spectrum.lanes * spectrum.blocks
+    rows, reached = np.argsort(input_order(spectrum.points)), spectrum.lanes * spectrum.blocks
     inside = rows[spectrum.first : spectrum.first + reached]
     beyond = np.full(reached - len(inside), spectrum.spare)
     order = np.concatenate([inside, beyond, np.setdiff1d(rows, inside)])

@@ -1,8 +1,8 @@
 """From samples to log-mel bands: as many frames at a time as a vector has 32-bit lanes, in a buffer in the first cache.
 
 The buffer's row k holds the real and the imaginary part of a value of the transform, for all lanes, and later the power
-of bin k as int64 in its place. Two stages of the transform are one pass over it. Frames that lie inside their row are
-read from the samples themselves; the others are copied first, with what is beyond the ends.
+of bin k as int64 in its place. Two stages of two values are one pass over it. Frames that lie inside their row are read
+from the samples themselves; the others are copied first, with what is beyond the ends.
 
     floor((h 2**15 + l + 2**(s - 1)) / 2**s)  =  floor((h + floor(l / 2**15) + 2**(s - 16)) / 2**(s - 15))
 
@@ -23,7 +23,7 @@ from intq.kernels.cpu.frames import SPLIT_BITS, Spectrum
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import tables
 from intq.kernels.cpu.shuffle import shuffle, transpose
-from intq.ops.log_mel import butterfly, finished, guarded, logarithm, power, untangled
+from intq.ops.log_mel import butterfly, finished, guarded, logarithm, merged, power, stages, untangled
 
 PAIR_PRODUCTS = {  # int32 lanes -> the instruction that multiplies twice as many words and adds neighbours
     16: "llvm.x86.avx512.pmaddw.d.512",
@@ -231,16 +231,33 @@ class _Writer:
     # ---- the transform ---------------------------------------------------------------------------------------
 
     def transform(self) -> None:
-        """Decimation in time, two stages at a time; a single one is the last."""
+        """Decimation in time: stages of five and three values, then those of two, two at a time; a single one is last."""
         points, half = self.spectrum.points, 1
+        for radix in stages(points):
+            if radix > 2:
+                with serial(half) as j:
+                    self._merge(half, j, radix)
+                half *= radix
         while half < points:
-            stages = 2 if 4 * half <= points else 1
-            write = self._pass if stages == 2 else self._stage
+            count = 2 if 4 * half <= points else 1
+            write = self._pass if count == 2 else self._stage
             write(half, i64(0), trivial=True)
             if half > 1:
                 with serial(half - 1) as j:
                     write(half, j + 1, trivial=False)
-            half <<= stages
+            half <<= count
+
+    def _merge(self, part: int, j, radix: int) -> None:
+        """The stage after which transforms have ``radix * part`` points: the values j of every one of them."""
+        circle = 2 * self.spectrum.points
+        step = circle // (radix * part)
+        turns = [[self._turn(p * (j + q * part) * step % circle) for p in range(1, radix)] for q in range(radix)]
+        with serial(self.spectrum.points // (radix * part)) as group:
+            at = [T.Bind(group * (radix * part) + j + p * part) for p in range(radix)]
+            values = list(map(self._row, at))
+            results = [merged(FrameDialect, values, each, self.attrs) for each in turns]
+            for row, value in zip(at, results, strict=True):
+                self._put(row, value)
 
     def _stage(self, half: int, j, trivial: bool) -> None:
         points = self.spectrum.points
@@ -281,7 +298,7 @@ class _Writer:
         """Of every bin, in the place of the transform's values."""
         points = self.spectrum.points
         with serial(points // 2 + 1) as k:
-            mirrored = T.Bind((points - k) & (points - 1))
+            mirrored = T.Bind(tirx.Select(k == 0, k, points - k))
             ends = untangled(FrameDialect, self._row(k), self._row(mirrored), self._turn(k), self.attrs)
             for row, value in zip((points - k, k), reversed(ends), strict=True):  # of the middle the first one counts
                 self._put_wide(row, power(FrameDialect, value, self.attrs))

@@ -133,14 +133,13 @@ ARCHITECTURES = {
         ),
         Architecture(
             "hama",  # 1.9 million weights: phonemes of many languages (intq.speech.packages has its weights and labels)
-            # Its own spectrum has 400 points and bands with corners between them: these are the nearest bands here.
             FrontEnd(
                 16000,
                 400,
                 160,
-                512,
+                400,
                 80,
-                low_hz=22.0,
+                low_hz=40.0,
                 high_hz=7600.0,
                 periodic=True,
                 preemphasis=0.0,
@@ -148,6 +147,7 @@ ARCHITECTURES = {
                 guard_kind="clamp",
                 normalize="none",
                 padding="reflect",
+                mel_corners="bins",
                 extra_frame=True,
             ),
             ConformerSettings(80, 144, 4, 4, subsampling="conv1d", factor=2, positions=False, scaled=False),
