@@ -231,7 +231,7 @@ class _Writer:
     # ---- the transform ---------------------------------------------------------------------------------------
 
     def transform(self) -> None:
-        """Decimation in time: stages of five and three values, then those of two, two at a time; a single one is last."""
+        """Decimation in time: stages of five and three values, then of two, two at a time; a single one is last."""
         points, half = self.spectrum.points, 1
         for radix in stages(points):
             if radix > 2:
