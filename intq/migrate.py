@@ -6,7 +6,8 @@ The residual stream keeps ``x`` itself, in 16 bits; the division is part of the 
 nothing else reads it, of the LayerNorm's own gamma and beta) and costs nothing. A GELU's output, wide in few channels
 and near 0 in most, is moved by powers of two, which its curve applies (MiniLM's sentence embeddings: 21.6 dB without,
 24.9 dB with). ``s`` trades the activations' rounding against the weights', and is chosen per value by the noise it
-predicts in the layers that read it.
+predicts in the layers that read it. For layers that read 16 bits that is the weights' noise nearly alone, and what a
+function makes stays as it is: rare peaks of a channel that was moved up would be clipped.
 
 (Xiao et al. 2023, "SmoothQuant", eq. 4, for ``s``; Wei et al. 2023, "Outlier Suppression+", eq. 3, for ``c``. There in
 the LayerNorm alone; here also between the values and the output of an attention, which are linear in each channel, and
@@ -15,7 +16,7 @@ between queries and keys, whose products keep.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,7 @@ from intq.floatgraph import FloatGraph, FloatNode
 
 SHARES = torch.linspace(0, 1, 11).tolist()  # exponents of a channel's range
 ROWS = 256  # outputs of a layer by which the weights' rounding noise is predicted
+LEVELS = {8: 127.5, 16: 2**15 / 1.5}  # of what lies in [0, 1]; in 16 bits there is room for more
 MOVED = ".moved"  # the name of what a value's linear layers read
 
 
@@ -39,8 +41,13 @@ class Move:
     scale: Tensor
 
 
-def migrate(graph: FloatGraph, limits: Mapping[str, Limits]) -> tuple[FloatGraph, dict[str, Limits]]:
-    """The graph whose linear layers read moved channels, and its limits. The function is the same."""
+def migrate(
+    graph: FloatGraph, limits: Mapping[str, Limits], wide: Collection[str] = ()
+) -> tuple[FloatGraph, dict[str, Limits]]:
+    """The graph whose linear layers read moved channels, and its limits. The function is the same.
+
+    ``wide``: the layers that read 16 bits.
+    """
     nodes, limits, users = {n.name: n for n in graph.nodes}, dict(limits), graph.users()
     order: list[str] = []
     for node in graph.nodes:
@@ -51,8 +58,14 @@ def migrate(graph: FloatGraph, limits: Mapping[str, Limits]) -> tuple[FloatGraph
         layers = [u for u in users[node.name] if u.op == "linear" and u.inputs[0] == node.name]
         if node.op not in ("layer_norm", "function") or not layers:
             continue
+        fine = all(u.name in wide for u in layers)
+        if fine and node.op == "function":
+            continue
         weights = [u.parameters["weight"] for u in layers]
-        move = (_choose if node.op == "layer_norm" else _choose_lift)(limits[node.name], weights)
+        if node.op == "layer_norm":
+            move = _choose(limits[node.name], weights, LEVELS[16] if fine else LEVELS[8])
+        else:
+            move = _choose_lift(limits[node.name], weights)
         others = node.name == graph.output or len(layers) < len(users[node.name])
         others = others or node.op == "function" or any(node.name in u.inputs[1:] for u in layers)
         name = node.name + MOVED if others else node.name
@@ -72,10 +85,10 @@ def migrate(graph: FloatGraph, limits: Mapping[str, Limits]) -> tuple[FloatGraph
 # ---- LayerNorm -> linear layers ----------------------------------------------------------------------------------
 
 
-def _choose(seen: Limits, weights: list[Tensor]) -> Move:
+def _choose(seen: Limits, weights: list[Tensor], levels: float) -> Move:
     """The centre of every channel, and the scales of least predicted noise."""
     centre = (seen.high + seen.low) / 2
-    scale = _least_noise((seen.high - seen.low) / 2, seen, weights, lambda scale: scale)
+    scale = _least_noise((seen.high - seen.low) / 2, seen, weights, lambda scale: scale, levels)
     return Move(centre, scale)
 
 
@@ -89,10 +102,10 @@ def _choose_lift(seen: Limits, weights: list[Tensor]) -> Move:
         return torch.exp2(torch.ceil(torch.log2(scale / scale.max())).clamp(-MAX_LIFT, 0))
 
     reach = torch.maximum(seen.high.abs(), seen.low.abs())
-    return Move(torch.zeros_like(reach), _least_noise(reach, seen, weights, power_of_two))
+    return Move(torch.zeros_like(reach), _least_noise(reach, seen, weights, power_of_two, LEVELS[8]))
 
 
-def _least_noise(reach: Tensor, seen: Limits, weights: list[Tensor], allowed: Callable) -> Tensor:
+def _least_noise(reach: Tensor, seen: Limits, weights: list[Tensor], allowed: Callable, levels: float) -> Tensor:
     """The scales of least predicted noise among powers of the channels' reach, with and without the weights' sizes."""
     widest = float(reach.max())
     if not widest > 0:
@@ -104,20 +117,20 @@ def _least_noise(reach: Tensor, seen: Limits, weights: list[Tensor], allowed: Ca
     size = torch.stack([w.abs().amax(0) for w in weights]).amax(0).double()
     size = size.clamp_min(float(size.max()) / WIDEST)
     scales = [allowed(reach**a / size**b) for a in SHARES for b in (0.0, 1 - a)]
-    noise = [_noise(columns, rows, s * float((reach / s).max()), power) for s in scales]
+    noise = [_noise(columns, rows, s * float((reach / s).max()), power, levels) for s in scales]
     best = scales[noise.index(min(noise))]
     return best if float(best.max()) == 1 else best * float((reach / best).max())
 
 
-def _noise(columns: list[Tensor], rows: list[Tensor], scale: Tensor, power: Tensor) -> float:
-    """The noise, over the signal, in the outputs of layers: 8 bits of what lies in [-1, 1], and of the scaled weights.
+def _noise(columns: list[Tensor], rows: list[Tensor], scale: Tensor, power: Tensor, levels: float) -> float:
+    """The noise, over the signal, in the outputs of layers: of steps of 1 / levels, and of the scaled weights' 8 bits.
 
     ``columns``: of each layer, the sum of squares of the weights that read a channel. ``rows``: some outputs' weights'
     magnitudes.
     """
     total = 0.0
     for column, row in zip(columns, rows, strict=True):
-        activations = (column * (scale / 127.5).square()).sum() / 12
+        activations = (column * (scale / levels).square()).sum() / 12
         steps = (row * scale.float()).amax(1).double() / 127
         outputs = float(column.sum() / row.double().square().sum().clamp_min(1e-30)) * len(row)  # of all, about
         rounded = COMPENSATED * outputs * (steps.square() / 12).mean() * (power / scale.square()).sum()
@@ -181,7 +194,7 @@ def _balance_values(nodes, limits, node: FloatNode, users) -> None:
         return
     seen, whole = limits[node.name], _reach(limits[v.name])
     symmetric = replace(seen, low=-whole, high=whole)
-    scale = _choose(symmetric, [nodes[u.name].parameters["weight"] for u in readers]).scale
+    scale = _choose(symmetric, [nodes[u.name].parameters["weight"] for u in readers], LEVELS[8]).scale
     _scale_output(nodes, limits, v, scale)
     limits[node.name] = seen.divided(scale)
     for reader in readers:

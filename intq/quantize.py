@@ -216,7 +216,7 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
     limits = observe_limits(graph, batches, lambda done, total: report("calibrate", done, steps))
     if options.equalize and not options.ranges:  # learned ranges are those of the channels as they are
         graph, limits = equalize_channels(graph, limits)
-        graph, limits = migrate(graph, limits)
+        graph, limits = migrate(graph, limits, wide_readers(graph, options.bits))
     histograms = observe_histograms(
         graph, batches, limits, lambda done, total: report("calibrate", len(batches) + done, steps)
     )

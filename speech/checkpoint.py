@@ -17,7 +17,7 @@ from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES, architecture
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
-from intq.speech.packages import PACKAGED
+from intq.speech.packages import PACKAGED, Offset
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,9 @@ def _packaged(name: str) -> Checkpoint:
     found = PACKAGED[name](path)
     known = replace(architecture(name), front=found.front, labels=found.labels)
     model = known.build()
+    for place, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm1d) and f"{place}.running_mean" not in found.state:
+            model.set_submodule(place, Offset(module.num_features))
     _fill(model, found.state, name)
     return Checkpoint(model, name, str(path), known.front, known.labels, known.head)
 

@@ -12,17 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
 from intq.speech.models import VOICE, architecture
-from intq.speech.models.convolutional import NORM_EPSILON
+
+
+class Offset(nn.Module):
+    """x + bias, for x (n, channels, t): what is left of a BatchNorm once it is folded into the convolution before it.
+
+    The statistics of the training data are lost then, so this is none.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.transpose(1, 2) + self.bias).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """Weights for the architecture of the same name; its front end and its labels, where the package has its own."""
+    """Weights for the architecture of the same name; its front end and its labels, where the package has its own.
+
+    Of a BatchNorm that was folded into the convolution before it ``state`` has the bias alone.
+    """
 
     state: Mapping[str, Tensor]
     front: FrontEnd
@@ -46,24 +62,13 @@ def marblenet(path: Path) -> Packaged:
             place, index = "encoder." + found[1].replace("/encoder.", ".").replace("/", "."), int(found[2])
             state[f"{place}.{index}.conv.weight"] = values[node.input[1]]
             if len(node.input) > 2:
-                state |= _folded(f"{place}.{index + 1}", values[node.input[2]])
+                state[f"{place}.{index + 1}.bias"] = values[node.input[2]]  # of the BatchNorm
         elif node.name == "/decoder/layer0/MatMul":
             state["decoder.layer0.weight"] = values[node.input[1]].T
         elif node.name == "/decoder/layer0/Add":
             state["decoder.layer0.bias"] = values[node.input[0]]
     front = FrontEnd(16000, 400, 160, 512, 80, periodic=True, guard=1e-7, normalize="none", extra_frame=True)
     return Packaged(state, front, VOICE)
-
-
-def _folded(name: str, bias: Tensor, epsilon: float = NORM_EPSILON) -> dict[str, Tensor]:
-    """A BatchNorm that only adds: what is left of one that was folded into the convolution before it."""
-    ones = torch.ones_like(bias)
-    return {
-        f"{name}.weight": ones,
-        f"{name}.bias": bias,
-        f"{name}.running_mean": 0 * ones,
-        f"{name}.running_var": ones - epsilon,
-    }
 
 
 # hama's names of a block's parts (LayerNorms, feed-forwards, convolutions) and NeMo's.
@@ -101,7 +106,7 @@ def hama(folder: Path) -> Packaged:
     for index, (weight, bias) in enumerate(depthwise):
         block = f"encoder.layers.{index}"
         state |= {f"{block}.conv.depthwise_conv.weight": weight, f"{block}.conv.depthwise_conv.bias": 0 * bias}
-        state |= _folded(f"{block}.conv.batch_norm", bias, torch.nn.BatchNorm1d(1).eps)
+        state[f"{block}.conv.batch_norm.bias"] = bias
         own = dict(zip(_MATRICES, matrices[index * len(_MATRICES) :][: len(_MATRICES)], strict=True))
         biases = tensors[f"{place}blocks.{index}.attn.in_proj_bias"].chunk(3)
         for letter, part, bias in zip("qkv", own.pop("attn.in_proj").chunk(3), biases, strict=True):
