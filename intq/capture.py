@@ -79,7 +79,9 @@ def capture(model: torch.nn.Module, example: Tensor) -> FloatGraph:
             raise IntqError(
                 f"cannot take the exported node {node.name!r} ({node.op}); keep control flow out of the model"
             )
-    graph = FloatGraph(graph_input, build.shapes[graph_input], tuple(build.nodes), output, tuple(build.notices))
+    graph = FloatGraph(
+        graph_input, build.shapes[graph_input], tuple(build.nodes.values()), output, tuple(build.notices)
+    )
     graph = without_unused(graph)
     if graph.input != graph.output and not graph.users().get(graph.input):
         raise IntqError("the model's answer does not depend on its input; there is nothing to quantize")

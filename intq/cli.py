@@ -18,6 +18,43 @@ from intq.console import Answer, step
 from intq.errors import IntqError
 from intq.evaluation import glue, measured
 from intq.networks import compiled, integer_network, layer_bits, network_of, opened, refuse_options
+from intq.options import (
+    Audio,
+    Batch,
+    BenchBatch,
+    Beside,
+    Bits,
+    Calibration,
+    Checkpoint,
+    CopyTo,
+    Download,
+    FloatOrFolder,
+    Folder,
+    FolderOrName,
+    Force,
+    Functions,
+    GlueTask,
+    Inputs,
+    Labelled,
+    Labels,
+    LanguageModel,
+    Limit,
+    Method,
+    Output,
+    Pair,
+    Random,
+    ResidualBits,
+    Samples,
+    Seconds,
+    Seed,
+    Sequence,
+    Target,
+    Task,
+    Threads,
+    Top,
+    Truncate,
+    ZeroShot,
+)
 
 app = typer.Typer(
     name="intq",
@@ -28,19 +65,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, made-up data, the choice of samples.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output folder if it is an artifact.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder written by `intq quantize`.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
-
-WEIGHTS = {
-    "weight",
-    "word",
-    "position",
-    "segment",
-    "distances",
-}  # the constants that count as parameters: of layers, and tables
+WEIGHTS = {"weight", "word", "position", "segment", "distances"}  # the constants that count as parameters
 
 command = functools.partial(console.command, app)
 
@@ -80,72 +105,19 @@ def about(
     """
 
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A folder written by save_pretrained, a torchvision state dict (.pth), a NeMo archive (.nemo), a hub id, "
-        "or with --random the name of an architecture.",
-    ),
-]
-Task = Annotated[
-    str | None,
-    typer.Option(metavar="TASK", help="Of texts: a task of GLUE (sst2, mnli, stsb, ...), from the hub or in --data."),
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(metavar="A,B,...", help="Call the network's classes so, in its order.", show_default="as it does"),
-]
-LanguageModel = Annotated[
-    str | None,
-    typer.Option(
-        "--language-model",
-        metavar="FILE",
-        help="Of recordings: search transcripts with an n-gram model (KenLM). It computes outside the integer network.",
-    ),
-]
-Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the network.")]
-
-
 @command("quantize")
 def quantize(
     source: Checkpoint,
     output: Output,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Input like what the network will see; labels are not needed: a folder of images or of recordings, a "
-            "file of texts (.tsv, .csv, .jsonl, .txt), or with --task the folder of its official files.",
-        ),
-    ] = None,
+    data: Calibration = None,
     task: Task = None,
-    zero_shot: Annotated[
-        bool,
-        typer.Option(
-            "--zero-shot",
-            help="Calibrate without data: on samples made to fit the statistics that the network's BatchNorms keep of "
-            "its training, or on noise and random words where it has none.",
-        ),
-    ] = False,
-    random: Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Calibrate on so many inputs at most.")] = 128,
-    method: Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")] = "mse",
-    functions: Annotated[
-        str | None,
-        typer.Option(
-            help="GELU, softmax and the like as they are (exact), or as I-BERT approximates them (ibert).",
-            show_default="as the checkpoint was trained",
-        ),
-    ] = None,
-    bits: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYERS=16", help="Layers that read 16 bits, by pattern; repeatable."),
-    ] = None,
-    residual_bits: Annotated[
-        int | None,
-        typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.", show_default="8; of texts 16"),
-    ] = None,
+    zero_shot: ZeroShot = False,
+    random: Random = False,
+    samples: Samples = 128,
+    method: Method = "mse",
+    functions: Functions = None,
+    bits: Bits = None,
+    residual_bits: ResidualBits = None,
     labels: Labels = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -213,53 +185,16 @@ def quantize(
 
 @command("eval")
 def evaluate(
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR|float:CHECKPOINT",
-            help="An artifact, or the float network of a checkpoint to compare it with. For --task glue a folder that "
-            "holds one for each task.",
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images: an ImageFolder, the files of CIFAR or MNIST, or a `datasets` name. Texts: a TSV, CSV, JSONL "
-            "or CoNLL file with labels, a `datasets` name, or with --task the folder of the official files. "
-            "Recordings: LibriSpeech's folders, or a manifest (CSV, JSONL) with transcripts.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK",
-            help="Of texts: a task of GLUE (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), from the hub or in "
-            "--data; or glue, all that DIR holds an artifact for.",
-        ),
-    ] = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(
-            "--float",
-            metavar="CHECKPOINT",
-            help="Of texts: put this float network beside it; {task} stands for the task's name.",
-            show_default="of --task glue, what each artifact was made from",
-        ),
-    ] = None,
+    network: FloatOrFolder,
+    data: Labelled = None,
+    task: GlueTask = None,
+    beside: Beside = None,
     labels: Labels = None,
     truncate: Truncate = False,
-    download: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SUBSET", help="Of recordings: a subset of LibriSpeech, such as dev-clean, kept in --data."
-        ),
-    ] = None,
+    download: Download = None,
     language_model: LanguageModel = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="So many examples, drawn at random, at most.", show_default="all")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples a batch.")] = 16,
+    limit: Limit = None,
+    batch: Batch = 16,
     threads: Threads = None,
 ) -> Answer:
     """Measure accuracy on labelled data.
@@ -299,15 +234,8 @@ def evaluate(
 @command("compile")
 def compile_(
     folder: Folder,
-    target: Annotated[
-        str, typer.Option(help="[b]cpu[/], which is this machine, or any CPU as a TVM target.", metavar="TARGET")
-    ] = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Write a copy of the artifact with the library.", show_default="DIR"
-        ),
-    ] = None,
+    target: Target = "cpu",
+    output: CopyTo = None,
     force: Force = False,
 ) -> Answer:
     """Compile an artifact into one library.
@@ -351,20 +279,11 @@ def compile_(
 @command("run")
 def run(
     folder: Folder,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE|TEXT|AUDIO...",
-            help="Files of images or recordings, or texts; - for lines of standard input, where a tab parts a pair.",
-        ),
-    ],
-    pair: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="The second text of a pair, as often as there are first ones."),
-    ] = None,
+    inputs: Inputs,
+    pair: Pair = None,
     truncate: Truncate = False,
     language_model: LanguageModel = None,
-    top: Annotated[int, typer.Option(min=1, help="Print so many labels.")] = 5,
+    top: Top = 5,
     threads: Threads = None,
 ) -> Answer:
     """Run an artifact on images, texts or recordings: best labels with integer scores, or transcripts.
@@ -396,16 +315,16 @@ def run(
 def verify(folder: Folder, seed: Seed = 0, threads: Threads = None) -> Answer:
     """Prove an artifact exact, overflow-free and free of floating point.
 
-    Every backend is compared with the reference to the last bit on random and extreme inputs, texts also alone with
-    themselves in a padded batch, the bounds are derived again, and the compiled kernels are disassembled. Exit code 1
-    when any of it does not hold.
+    Every backend is compared with the reference to the last bit on random and extreme inputs, texts and recordings
+    also alone with themselves in a padded batch, the bounds are derived again, and the compiled kernels are
+    disassembled. Exit code 1 when any of it does not hold.
 
     [b]Examples[/]
 
       intq verify resnet50-int8
       intq verify resnet50-int8 --json | jq .mismatches
 
-    [dim]JSON: {"mismatches": {"torch", "cpu", "alone_equals_padded" (texts)}, "float_instructions",
+    [dim]JSON: {"mismatches": {"torch", "cpu", "alone_equals_padded" (not of images)}, "float_instructions",
     "overflow": {"proven", "widest_bits", "node"}, "layers": [{"name", "sqnr_db"}], ...}; layers worst first, against
     the float network on its calibration data[/]
     """
@@ -443,17 +362,11 @@ def functions() -> Answer:
 
 @command("bench")
 def bench(
-    network: Annotated[
-        str, typer.Argument(metavar="DIR|NAME", help="An artifact, or an architecture to take with random weights.")
-    ],
-    batch: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
-    sequence: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="The tokens of each text.", show_default="128")
-    ] = None,
-    audio: Annotated[
-        float | None, typer.Option(min=0.01, metavar="SECONDS", help="The length of each recording.", show_default="10")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")] = 3.0,
+    network: FolderOrName,
+    batch: BenchBatch = 1,
+    sequence: Sequence = None,
+    audio: Audio = None,
+    seconds: Seconds = 3.0,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> Answer:

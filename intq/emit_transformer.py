@@ -1,4 +1,4 @@
-"""What :mod:`intq.emit` writes for a transformer's operations, and for layers that read 16 bits.
+"""What :mod:`intq.emit` writes for a transformer's operations.
 
 Each function is ``take(e, node) -> (value, order of the float axes)`` like those in :mod:`intq.emit`.
 """
@@ -8,37 +8,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from intq.curves import Curve, fit
+from intq.curves import fit
 from intq.errors import IntqError
 from intq.fixedpoint import dyadic_terms, offset_of
-from intq.floatgraph import FloatNode, evaluate
+from intq.floatgraph import FloatNode
 from intq.functions import FUNCTIONS
-from intq.ops.attention import LARGEST, RECIPROCAL_BITS, SHARE_SHIFT, ZERO_POINT
+from intq.ops.attention import LARGEST, RECIPROCAL_BITS, SHARE_SHIFT
 from intq.ops.embedding import NO_TOKEN
 from intq.ops.rows import UNIT_BITS
-from intq.plan import Quant
-from intq.value import DTYPE_RANGE, Value
+from intq.plan import limits
 
 WORD_LIMIT, ROW_LIMIT = 127, 2**15 - 1
 # exp(-NOTHING) * 255 rounds to 0: further below its row's maximum a score has no weight.
 NOTHING = 6.3
-BYTE = 256
-
-
-def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
-    low, high = quant.limits(node.low, node.high)
-    return {"low": low, "high": high}
-
-
-def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant, scaled: FloatNode | None) -> Curve:
-    """The polynomials of a function node on an interval, in the integers of its result; for channels with a scale of
-    their own (``scaled``), without the zero point and the half, which come after that."""
-
-    def function(x: np.ndarray) -> np.ndarray:
-        return evaluate(node, torch.from_numpy(x).reshape(-1, 1)).reshape(x.shape).numpy()
-
-    zero_point = quant.zero_point if scaled is None else 0
-    return fit(function, *domain, quant.scale, zero_point, quant.dtype, half=scaled is None)
 
 
 def mask(e, node: FloatNode):
@@ -125,7 +107,10 @@ def relative(e, node: FloatNode):
     table, longest = node.parameters["table"].double().numpy(), e.most(node.shape[2])
     most = (table.shape[1] + 1) // 2
     if longest > most:
-        raise IntqError(f"{node.module}: has distances for {most} tokens, but the network takes {longest}")
+        raise IntqError(
+            f"{node.module}: its table has positions for {most} tokens or frames, but the longest input makes "
+            f"{longest}; quantize it with a smaller `longest`"
+        )
     table = table[:, most - longest : most + longest - 1]
     step = np.abs(table).max() / WORD_LIMIT or 1.0
     (multiplier,), shift = dyadic_terms(
@@ -160,55 +145,6 @@ def shift(e, node: FloatNode):
     x = e.add("reshape", f"{node.name}.flat", [x], has, node, {"shape": flat})
     y = e.requantize(f"{node.name}.sum", x, has, quant, node, np.ones(table.size), table, (node.low, node.high))
     return e.add("reshape", node.name, [y], quant, node, {"shape": whole}), order
-
-
-def pad_tokens(e, node: FloatNode):
-    """Room before and after the tokens of (n, tokens, channels): an image of one row meanwhile."""
-    order = (0, 1, 2)
-    x, quant = e.in_order(node.inputs[0], order), e.quants[node.name]
-    (_, (before, after), _), (n, tokens, channels) = node.attrs["padding"], x.shape
-    row = e.add("reshape", f"{node.name}.row", [x], quant, node, {"shape": (n, 1, tokens, channels)})
-    value = round(node.attrs["value"] / quant.scale) + quant.zero_point
-    constants = {"pad_value": np.full(channels, value).astype(quant.dtype)}
-    padded = e.add("pad", f"{node.name}.pad", [row], quant, node, {"padding": (0, before, 0, after)}, constants)
-    shape = (n, tokens + before + after, channels)
-    return e.add("reshape", node.name, [padded], quant, node, {"shape": shape}), order
-
-
-# ---- 16 bits into a linear layer ---------------------------------------------------------------------------------
-
-
-def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
-    """(high, low) with ``x = 256 * (high - 128) + low``: an int16 as two uint8, which contractions take."""
-    key = (x.name, "halves")
-    if key not in e.made:
-        whole = {"low": 0, "high": BYTE - 1}
-        one = np.array(2**30, np.int32)
-        places = np.array(38, np.int32)
-        constants = {"multiplier": one, "offset": np.array(ZERO_POINT << 38, np.int64), "shift": places}
-        meaning = Quant("uint8", x.scale * BYTE, ZERO_POINT)
-        high = e.add("requantize", f"{x.name}.high", [x], meaning, node, whole, constants)
-        constants = {
-            "multiplier_a": np.array(2**22, np.int32),
-            "multiplier_b": np.array(-(2**30), np.int32),
-            "offset": np.array(ZERO_POINT << 30, np.int64),
-            "shift": np.array(22, np.int32),
-        }
-        low = e.add("add", f"{x.name}.low", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
-        e.made[key] = (high, low)
-    return e.made[key]
-
-
-def high_sums(e, node: FloatNode, op: str, inputs: list[Value], geometry: dict, weights: dict) -> Value:
-    """The sums of the high halves as they are, int32: what the layer of the low halves adds 256 of."""
-    co = len(weights["weight"])
-    constants = weights | {
-        "multiplier": np.full(co, 2**30, np.int32),
-        "offset": np.zeros(co, np.int64),
-        "shift": np.full(co, 30, np.int32),
-    }
-    attrs = geometry | dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
-    return e.add(op, f"{node.name}.high", inputs, Quant("int32", 1.0, 0), node, attrs, constants)
 
 
 EMIT = {

@@ -100,6 +100,21 @@ def offset_of(real: np.ndarray | float, shift: np.ndarray, zero_point: int) -> n
     return np.array(exact, dtype=np.int64).reshape(shift.shape)
 
 
+def rescaling(
+    reals: list[np.ndarray | float], zeros: list[np.ndarray | int], real: np.ndarray | float, zero_point: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """(multipliers, offset, shift) of :func:`rescale` for ``sum_i reals[i] * (x_i - zeros[i]) + real``.
+
+    All in units of the output's scale; numbers, or arrays that broadcast together. Raises IntqError as
+    :func:`dyadic_terms` and :func:`offset_of` do.
+    """
+    multipliers, shift = dyadic_terms(reals)
+    offset = offset_of(real, shift, zero_point)
+    for zero, multiplier in zip(zeros, multipliers, strict=True):
+        offset = offset - zero * multiplier.astype(np.int64)
+    return multipliers, offset, shift
+
+
 def isqrt(L, n):
     """floor(sqrt(n)) exactly, 0 <= n < 2**62, by 31 rounds of the digit-by-digit method (no product, no division).
 

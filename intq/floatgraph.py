@@ -90,6 +90,14 @@ class FloatNode:
         """An upper limit per channel, which equalization makes of ``high``; infinite where there is none."""
         return self.parameters.get("channel_high", torch.tensor([math.inf]))
 
+    @property
+    def common_high(self) -> float:
+        """The upper limit of integers, which all channels share: no channel's own is lower, nor was one seen above it.
+
+        (Equalization widens no channel beyond the widest: it is the other channels' limits that it moves up.)
+        """
+        return min(self.high, float(self.channel_high.min()))
+
 
 @dataclass(frozen=True)
 class FloatGraph:

@@ -44,14 +44,14 @@ def channels_last(graph: FloatGraph) -> FloatGraph:
             orders = {tuple(m.attrs["order"]) if m is not None and m.op == "permute" else None for m in made}
             same_shape = len({shapes[name] for name in node.inputs}) == 1
             if None not in orders and len(orders) == 1 and same_shape:
-                order = orders.pop()
-                inner = f"{node.name}.permuted"
+                order, behind = orders.pop(), f"{node.name}.order"
                 shape = tuple(node.shape[order.index(axis)] for axis in range(3))
-                r.put(replace(node, name=inner, inputs=tuple(m.inputs[0] for m in made), shape=shape))
-                shapes[inner] = shape
-                node = FloatNode(node.name, "permute", (inner,), node.shape, {"order": order}, {}, node.module)
+                r.put(replace(node, inputs=tuple(m.inputs[0] for m in made), shape=shape))
+                r.stand_for(node.name, behind)
+                shapes |= {node.name: shape, behind: node.shape}
+                node = FloatNode(behind, "permute", (node.name,), node.shape, {"order": order}, {}, node.module)
         r.put(node)
-    return _recounted(r.done())
+    return r.done()
 
 
 def fewer_frames(graph: FloatGraph) -> FloatGraph:
@@ -79,21 +79,6 @@ def fewer_frames(graph: FloatGraph) -> FloatGraph:
         r.put(replace(order, shape=node.shape))
         r.stand_for(node.name, order.name)
     return r.done()
-
-
-def _recounted(graph: FloatGraph) -> FloatGraph:
-    """The graph with the names that permutes have left free given back: ``relu.permuted`` is ``relu``."""
-    taken = {name for node in graph.nodes for name in (node.name,)} | {graph.input}
-    read = {name for node in graph.nodes if node.op != "permute" for name in node.inputs} | {graph.output}
-    names = {}
-    for node in graph.nodes:
-        plain = node.name.removesuffix(".permuted")
-        if plain != node.name and plain in taken and plain not in read:
-            names |= {node.name: plain, plain: f"{plain}.order"}
-    renamed = tuple(
-        replace(n, name=names.get(n.name, n.name), inputs=tuple(names.get(i, i) for i in n.inputs)) for n in graph.nodes
-    )
-    return replace(graph, nodes=renamed, output=names.get(graph.output, graph.output))
 
 
 def samples_value(graph: FloatGraph, longest: int = LONGEST) -> Value:

@@ -203,13 +203,14 @@ class Graph:
 
 
 def _check_longest(node: Node, inputs: tuple[Value, ...], longest: Mapping[str, int]) -> None:
-    """That sums over tokens or frames are proven for as many as the network's inputs can make (0: any number)."""
-    if "longest" not in node.attrs or not isinstance(tokens := inputs[0].shape[1], str):
+    """That sums over samples, frames or tokens are proven for as many as the network's inputs make (0: any number)."""
+    if "longest" not in node.attrs or not isinstance(axis := inputs[0].shape[1], str):
         return
-    most = dims.size(tokens, longest) if longest[dims.parts(tokens)[0]] else math.inf
+    most = dims.size(axis, longest) if longest[dims.parts(axis)[0]] else math.inf
     if most > node.attrs["longest"]:
         raise IntqError(
-            f"{node.name} ({node.op}): proven for at most {node.attrs['longest']} tokens, but the network takes {most}"
+            f"{node.name} ({node.op}): proven for at most {node.attrs['longest']} along {axis!r}, but the longest "
+            f"input makes {most}; lower the input's `longest`, or quantize again for longer ones"
         )
 
 

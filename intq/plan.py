@@ -54,6 +54,12 @@ class Quant:
         return q.sub_(self.zero_point).mul_(self.scale)
 
 
+def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
+    """The attributes ``low`` and ``high`` of the integers of a node's result."""
+    low, high = quant.limits(node.low, node.common_high)
+    return {"low": low, "high": high}
+
+
 @dataclass(frozen=True)
 class Weights:
     """A contraction's weights ``scale[o] * q[o, ...]`` (int8, torch's layout) and its real bias."""
@@ -114,7 +120,7 @@ class Plan:
         return (
             result
             if node.op in MOVES or node.op == "mask"
-            else self.quants[node.name].round(result, node.low, node.high)
+            else self.quants[node.name].round(result, node.low, node.common_high)
         )
 
     def read(self, node: FloatNode, inputs: list[Tensor]) -> list[Tensor]:

@@ -54,3 +54,10 @@ def renamed(node: FloatNode, names: dict[str, str]) -> FloatNode:
 def clamps(node: FloatNode) -> bool:
     """Whether the node's value is limited by its own attributes."""
     return math.isfinite(node.low) or math.isfinite(node.high)
+
+
+def unlimited(node: FloatNode) -> FloatNode:
+    """The node without the limits of its value."""
+    attrs = {key: value for key, value in node.attrs.items() if key not in ("low", "high")}
+    parameters = {key: value for key, value in node.parameters.items() if key != "channel_high"}
+    return replace(node, attrs=attrs, parameters=parameters)

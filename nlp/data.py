@@ -112,10 +112,7 @@ def _file(folder: Path, task: Task, names: tuple[str, ...]) -> Path:
 
 def official(path: Path, task: Task) -> Examples:
     """The examples of one of a task's official files."""
-    try:
-        table = read_tsv(path, task.header)
-    except UnicodeDecodeError as error:
-        raise IntqError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    table = read_tsv(path, task.header)
     wanted = (*task.columns, task.label)
     if task.ragged and set(wanted) <= set(table.columns):
         table = _without_ragged(table, max(map(table.columns.index, wanted)))

@@ -7,13 +7,13 @@ they quote, as in RFC 4180.
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intq.errors import IntqError
+from intq.lines import json_objects, numbered, utf8
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,15 @@ def read_table(path: Path, header: tuple[str, ...] = ()) -> Table:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise IntqError(f"{path} ends in none of {', '.join(READERS)}: rename or convert it")
-    try:
-        table = read_tsv(path, header) if header else reader(path)
-    except UnicodeDecodeError as error:
-        raise IntqError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
+    table = read_tsv(path, header) if header else reader(path)
     if not table.rows:
         raise IntqError(f"{path} holds no examples")
     return table
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers. Only a line feed ends one: texts hold other characters that Unicode breaks at."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            yield number, line.rstrip("\r\n")
-
-
 def read_tsv(path: Path, header: tuple[str, ...] = ()) -> Table:
     """Fields between tabs; the first line names them unless `header` does."""
-    found = [(number, line.split("\t")) for number, line in _lines(path) if line]
+    found = [(number, line.split("\t")) for number, line in numbered(path) if line]
     if not header and found:
         header = tuple(name.strip() for name in found.pop(0)[1])
     return Table(str(path), header, [row for _, row in found], [number for number, _ in found])
@@ -87,7 +77,7 @@ def read_tsv(path: Path, header: tuple[str, ...] = ()) -> Table:
 def read_csv(path: Path) -> Table:
     """Fields between commas, in quotation marks where they hold commas or line feeds; the first row names them."""
     rows, lines = [], []
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with utf8(path), path.open(encoding="utf-8-sig", newline="") as file:
         reader, line = csv.reader(file, strict=True), 1
         try:
             for row in reader:
@@ -104,15 +94,7 @@ def read_jsonl(path: Path) -> Table:
     """A JSON object a line; the columns are those of the first, and every line has to have them."""
     columns: tuple[str, ...] = ()
     rows, lines = [], []
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise IntqError(f"{path}, line {number}: is not JSON ({error}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise IntqError(f"{path}, line {number}: expected a JSON object, found {line.strip()[:40]!r}")
+    for number, row in json_objects(path):
         columns = columns or tuple(row)
         missing = [name for name in columns if name not in row]
         if missing:
@@ -129,7 +111,7 @@ def read_conll(path: Path) -> Table:
     lines: list[int] = []
     words: list[str] = []
     labels: list[str] = []
-    for number, line in [*_lines(path), (0, "")]:
+    for number, line in [*numbered(path), (0, "")]:
         fields = line.split()
         if fields and fields[0] != "-DOCSTART-":
             if len(fields) < 2:
@@ -146,7 +128,7 @@ def read_conll(path: Path) -> Table:
 
 def read_lines(path: Path) -> Table:
     """A text a line, without labels."""
-    found = [(number, line) for number, line in _lines(path) if line.strip()]
+    found = [(number, line) for number, line in numbered(path) if line.strip()]
     return Table(str(path), ("text",), [(line,) for _, line in found], [number for number, _ in found])
 
 

@@ -8,7 +8,6 @@ for one thing, the download of a subset (`download`), and only then imported.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from intq.errors import IntqError
+from intq.lines import json_objects, numbered
 from intq.speech import audio
 from intq.speech.labels import Labels, normalized
 
@@ -119,7 +119,7 @@ def librispeech(folder: Path) -> list[Utterance]:
 
 
 def _chapter(transcripts: Path) -> Iterator[tuple[Path, str, str]]:
-    for number, line in _lines(transcripts):
+    for number, line in numbered(transcripts):
         if not line.strip():
             continue
         where = f"{transcripts}, line {number}"
@@ -222,31 +222,9 @@ def _measured(given: Sequence[Utterance]) -> list[Utterance]:
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise IntqError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise IntqError(f"{path}, line {number}: is not JSON ({error}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise IntqError(f"{path}, line {number}: expected a JSON object, found {line.strip()[:40]!r}")
-        yield number, row
-
-
 def _separated(dialect: dict[str, Any]) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]:
     def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        reader = csv.DictReader((line + "\n" for _, line in _lines(path)), strict=True, **dialect)
+        reader = csv.DictReader((line + "\n" for _, line in numbered(path)), strict=True, **dialect)
         try:
             for row in reader:
                 yield reader.line_num, {name.strip(): value for name, value in row.items() if name}
@@ -257,7 +235,7 @@ def _separated(dialect: dict[str, Any]) -> Callable[[Path], Iterator[tuple[int, 
 
 
 _READERS = {
-    **dict.fromkeys((".jsonl", ".json", ".ndjson"), _json_lines),
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), json_objects),
     ".csv": _separated({}),
     ".tsv": _separated({"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
 }

@@ -170,7 +170,7 @@ def test_an_input_longer_than_attention_is_proven_for_is_refused():
     graph.verify()
     for longest, found in ((sample.attrs["longest"] + 1, sample.attrs["longest"] + 1), (0, "inf")):
         longer = replace(graph, inputs=tuple(replace(v, longest=longest) for v in graph.inputs))
-        with pytest.raises(IntqError, match=rf"y \(attention\): proven for at most 512 tokens, .* takes {found}"):
+        with pytest.raises(IntqError, match=rf"y \(attention\): proven for at most 512 along 's', .* makes {found};"):
             longer.verify()
     texts = random_text_graph(1)
     with pytest.raises(IntqError, match="positions for"):

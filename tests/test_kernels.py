@@ -4,41 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiled import assert_same, here, loaded
 from graphs import random_graph
 
-from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
 from intq.kernels import audit, lower, runtime
-from intq.kernels.cpu.isa import ISAS
-from intq.kernels.targets import choose
 from intq.ops import OPS
 from intq.value import Value, bind_shape
-
-
-def here() -> list[str]:
-    """The instruction sets of this machine; the last, "plain", is every machine's."""
-    host, found = choose("cpu"), []
-    for isa in ISAS:
-        try:
-            choose("cpu", isa)
-        except IntqError:
-            continue
-        found.append(isa)
-    assert host.isa.name == found[0] and found[-1] == "plain"
-    return found
-
-
-def loaded(graph: Graph, isa: str, folder) -> runtime.Network:
-    return runtime.load(graph, lower.build(graph, "cpu", isa).keep(folder))
-
-
-def assert_same(graph: Graph, network, *inputs: np.ndarray) -> None:
-    got = network(*inputs)
-    got = got if isinstance(got, tuple) else (got,)
-    for ours, theirs in zip(got, reference.run(graph, *inputs), strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def drawn(graph: Graph, batch: int, rng: np.random.Generator, tokens: int = 5) -> list[np.ndarray]:
@@ -76,7 +49,7 @@ def everything() -> Graph:
 
 @pytest.mark.parametrize("isa", here())
 def test_every_operation_equals_the_reference(everything, isa, tmp_path):
-    network, rng = loaded(everything, isa, tmp_path), np.random.default_rng(1)
+    network, rng = loaded(everything, isa, tmp_path, 2), np.random.default_rng(1)
     assert network.instruction_set == isa
     for batch, tokens in [(1, 1), (3, 17), (1, 38)]:
         assert_same(everything, network, *drawn(everything, batch, rng, tokens))
@@ -126,7 +99,7 @@ def test_convolutions_of_random_shapes(isa, seed, tmp_path):
         ci if depthwise else 1,
         [None, "uint8", "int16"][int(rng.integers(3))],
     )
-    network = loaded(graph, isa, tmp_path)
+    network = loaded(graph, isa, tmp_path, 2)
     for batch in (1, 2, 7):
         assert_same(graph, network, *drawn(graph, batch, rng))
     for end in ("low", "high"):
@@ -140,8 +113,7 @@ def test_random_networks_on_any_number_of_threads(isa, tmp_path):
     for threads in (1, 2):
         network = runtime.load(graph, library, threads)
         inputs = drawn(graph, 3, rng)
-        for _ in range(10):  # threads that step on each other do so now and then
-            assert_same(graph, network, *inputs)
+        assert_same(graph, network, *inputs, runs=10)
 
 
 @pytest.mark.parametrize("isa", here())

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from test_kernels_shapes import here
+from compiled import assert_same, here
 
-from intq.backends import reference
 from intq.curves import fit
 from intq.fixedpoint import dyadic, offset_of
 from intq.graph import Graph, make_node
@@ -80,12 +79,6 @@ def drawn(batch: int, tokens: int, rng: np.random.Generator, draw: str = "all") 
     return arrays
 
 
-def assert_same(network, inputs) -> None:
-    for name, ours, theirs in zip(MANY.outputs, network(*inputs), reference.run(MANY, *inputs), strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {inputs[0].shape}")
-
-
 def test_every_way_to_compute_weights_is_tested():
     ways = [heads.arithmetic(node) for node in MANY.nodes]
     assert ways == ["words", "words", "narrow", "words", "words", "wide", "words"]
@@ -96,10 +89,10 @@ def test_attention_of_any_shape(library):
     for threads, tokens in ((1, TOKENS[::2]), (2, TOKENS)):
         network = runtime.load(MANY, library, threads)
         for s in tokens:
-            assert_same(network, drawn(1 + (s < 200), s, rng))
+            assert_same(MANY, network, *drawn(1 + (s < 200), s, rng))
         for draw in ("ends", "one"):
             for s in (7, 65, 130):
-                assert_same(network, drawn(2, s, rng, draw))
+                assert_same(MANY, network, *drawn(2, s, rng, draw))
 
 
 def test_no_floating_point(library):
@@ -127,8 +120,4 @@ def test_a_sentence_alone_and_in_a_padded_batch(library):
 def test_threads_do_not_step_on_each_other(library):
     network, rng = runtime.load(MANY, library, 2), np.random.default_rng(5)
     for tokens in (1, 33, 128):
-        inputs = drawn(2, tokens, rng)
-        expected = reference.run(MANY, *inputs)
-        for _ in range(20):
-            for ours, theirs in zip(network(*inputs), expected, strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+        assert_same(MANY, network, *drawn(2, tokens, rng), runs=20)

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
+from compiled import assert_same, here, loaded
 
-from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph, Node, make_node
-from intq.kernels import audit, lower, runtime
-from intq.kernels.cpu.isa import ISAS
+from intq.kernels import audit, lower
 from intq.kernels.library import kernel_key
-from intq.kernels.targets import choose
 from intq.ops.frames import normalize_parts
 from intq.ops.log_mel import log_mel_parts
 from intq.value import DTYPE_RANGE, Value
@@ -19,17 +17,6 @@ SAMPLES, LENGTHS = (
     Value("x", ("n", "s"), "int16", *INT16, longest=2**20),
     Value("lengths", ("n",), "int32", 0, 2**31 - 1),
 )
-
-
-def here() -> list[str]:
-    found = []
-    for isa in ISAS:
-        try:
-            choose("cpu", isa)
-        except IntqError:
-            continue
-        found.append(isa)
-    return found
 
 
 def triangles(bands: int, bins: int) -> np.ndarray:
@@ -56,18 +43,6 @@ def spectra() -> Graph:
         spectrum("b", 64, 17, 16, hop=33, padding="reflect", extra_frame=True, guard_kind="clamp"),
     )
     return Graph((SAMPLES, LENGTHS), nodes, tuple(node.name for node in nodes))
-
-
-def assert_same(graph: Graph, network: runtime.Network, *inputs: np.ndarray) -> None:
-    got = network(*inputs)
-    for name, ours, theirs in zip(
-        graph.outputs, got if isinstance(got, tuple) else (got,), reference.run(graph, *inputs), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"{name} of {inputs[0].shape}")
-
-
-def loaded(graph: Graph, isa: str, folder, threads: int = 1) -> runtime.Network:
-    return runtime.load(graph, lower.build(graph, "cpu", isa).keep(folder), threads)
 
 
 def sound(rng, n: int, samples: int) -> np.ndarray:
@@ -145,8 +120,7 @@ def test_two_threads_give_what_one_gives(tmp_path):
     network = loaded(graph, here()[0], tmp_path, 2)
     for n, samples in [(1, 160), (4, 9001)]:
         inputs = sound(rng, n, samples), rng.integers(1, samples, n, endpoint=True).astype(np.int32)
-        for _ in range(5):  # threads that step on each other do so now and then
-            assert_same(graph, network, *inputs)
+        assert_same(graph, network, *inputs, runs=5)
 
 
 def test_inputs_that_leave_no_frame_are_refused(tmp_path):

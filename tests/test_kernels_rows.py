@@ -2,31 +2,17 @@
 
 import numpy as np
 import pytest
+from compiled import assert_same, here, loaded
 from text_graphs import random_text_graph, sentences
 
-from intq.backends import reference
-from intq.errors import IntqError
 from intq.graph import Graph, make_node
 from intq.kernels import lower, runtime
-from intq.kernels.cpu.isa import ISAS
 from intq.kernels.library import kernel_key
-from intq.kernels.targets import choose
 from intq.ops.embedding import NO_TOKEN
 from intq.value import DTYPE_RANGE, Value, bind_shape
 
 WORD = (-(2**15), 2**15 - 1)
 LONGEST = 64
-
-
-def here() -> list[str]:
-    found = []
-    for isa in ISAS:
-        try:
-            choose("cpu", isa)
-        except IntqError:
-            continue
-        found.append(isa)
-    return found
 
 
 class Net:
@@ -57,17 +43,6 @@ def drawn(graph: Graph, n: int, s: int, rng: np.random.Generator) -> list[np.nda
         rng.integers(v.low, v.high, shape, endpoint=True).astype(v.dtype)
         for v, shape in zip(graph.inputs, shapes, strict=True)
     ]
-
-
-def assert_same(graph: Graph, network: runtime.Network, inputs: list[np.ndarray]) -> None:
-    got = network(*inputs)
-    expected = reference.run(graph, *inputs)
-    for name, ours, theirs in zip(graph.outputs, got if len(expected) > 1 else (got,), expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"{name} of {[x.shape for x in inputs[:1]]}")
-
-
-def loaded(graph: Graph, isa: str, folder, threads: int = 1) -> runtime.Network:
-    return runtime.load(graph, lower.build(graph, "cpu", isa).keep(folder), threads)
 
 
 def rescaling(rng, names, shift: int, shape=()) -> dict:
@@ -106,7 +81,7 @@ def test_layernorm_of_any_width_over_any_number_of_rows(isa, tmp_path):
     graph = normalisations(rng)
     network = loaded(graph, isa, tmp_path)
     for n, s in [(1, 1), (3, 11), (1, 16), (2, 17)]:
-        assert_same(graph, network, drawn(graph, n, s, rng))
+        assert_same(graph, network, *drawn(graph, n, s, rng))
     rows = []
     for value in graph.inputs:
         shape = bind_shape(value.shape, {"n": 3, "s": 6})
@@ -117,7 +92,7 @@ def test_layernorm_of_any_width_over_any_number_of_rows(isa, tmp_path):
         x[1, 1], x[1, 1, ..., 0] = 0, WORD[1]  # one channel that stands out
         x[1, 2], x[1, 2, ..., -1] = WORD[0], WORD[1]
         rows.append(x.astype(np.int16))
-    assert_same(graph, network, rows)
+    assert_same(graph, network, *rows)
 
 
 def embedding(net: Net, rng, channels: int, positions: str, segments: int, separator: int, padding: int) -> Value:
@@ -151,9 +126,9 @@ def test_embeddings_and_means_of_any_text(isa, tmp_path):
     network = loaded(graph, isa, tmp_path)
     for n, s in [(1, 1), (1, 8), (5, 9), (2, 23), (1, LONGEST)]:
         inputs = drawn(graph, n, s, rng)
-        assert_same(graph, network, inputs)
+        assert_same(graph, network, *inputs)
     inputs = [np.full_like(x, v.low) for v, x in zip(graph.inputs, inputs, strict=True)]  # no token at all
-    assert_same(graph, network, inputs)
+    assert_same(graph, network, *inputs)
 
 
 def over_tokens(rng) -> Graph:
@@ -193,7 +168,7 @@ def test_every_other_operation_over_tokens(isa, tmp_path):
     graph = over_tokens(rng)
     network = loaded(graph, isa, tmp_path)
     for n, s in [(1, 1), (1, 13), (3, 1), (4, 6), (2, 31)]:
-        assert_same(graph, network, drawn(graph, n, s, rng))
+        assert_same(graph, network, *drawn(graph, n, s, rng))
 
 
 @pytest.mark.parametrize("isa", here())
@@ -202,7 +177,7 @@ def test_random_text_networks(isa, tmp_path):
     graph = random_text_graph(seed, layers=1)
     network = loaded(graph, isa, tmp_path)
     for n, s in [(1, 1), (3, 24), (2, 11)]:
-        assert_same(graph, network, [sentences(n, s, seed)])
+        assert_same(graph, network, sentences(n, s, seed))
 
 
 def test_two_threads_give_what_one_gives(tmp_path):
@@ -214,8 +189,7 @@ def test_two_threads_give_what_one_gives(tmp_path):
     network = loaded(graph, here()[0], tmp_path, 2)
     for n, s in [(1, 1), (3, 37)]:
         inputs = drawn(graph, n, s, rng)
-        for _ in range(5):  # threads that step on each other do so now and then
-            assert_same(graph, network, inputs)
+        assert_same(graph, network, *inputs, runs=5)
 
 
 def test_alike_layers_share_a_kernel(tmp_path):
@@ -230,7 +204,7 @@ def test_alike_layers_share_a_kernel(tmp_path):
     library = lower.build(graph, "cpu", "plain")
     assert len(set(library.kernels.values())) == 2
     network = runtime.load(graph, library.keep(tmp_path), 1)
-    assert_same(graph, network, drawn(graph, 2, 5, rng))
+    assert_same(graph, network, *drawn(graph, 2, 5, rng))
 
 
 def test_a_kernel_depends_on_whether_shifts_reach_the_high_word():

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from compiled import assert_same, here, loaded
 
 from intq.backends import reference
 from intq.curves import fit
-from intq.errors import IntqError
 from intq.fixedpoint import rescale
 from intq.graph import Graph, make_node
 from intq.kernels import audit, lower, pack, runtime
@@ -13,19 +13,7 @@ from intq.kernels.cpu.build import kernel, local, parallel_region
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import linear_plan, plan
 from intq.kernels.cpu.runs import runs
-from intq.kernels.targets import choose
 from intq.value import DTYPE_RANGE, Value, bind_shape
-
-
-def here() -> list[str]:
-    found = []
-    for isa in ISAS:
-        try:
-            choose("cpu", isa)
-        except IntqError:
-            continue
-        found.append(isa)
-    return found
 
 
 def image(name: str, *shape: int, dtype: str = "uint8") -> Value:
@@ -106,7 +94,7 @@ def shapes(rng) -> Graph:
 def test_shapes_at_their_edges(isa, tmp_path):
     rng = np.random.default_rng(5)
     graph = shapes(rng)
-    network = runtime.load(graph, lower.build(graph, "cpu", isa).keep(tmp_path))
+    network = loaded(graph, isa, tmp_path, 2)
     for batch, draw in [(1, None), (3, None), (1, 0), (2, 255)]:
         inputs = [
             rng.integers(0, 256, (batch, *v.shape[1:])).astype(np.uint8)
@@ -114,8 +102,7 @@ def test_shapes_at_their_edges(isa, tmp_path):
             else np.full((batch, *v.shape[1:]), draw, np.uint8)
             for v in graph.inputs
         ]
-        for name, ours, theirs in zip(graph.outputs, network(*inputs), reference.run(graph, *inputs), strict=True):
-            np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, batch {batch}")
+        assert_same(graph, network, *inputs)
 
 
 def linear(number, rng, k, co, dtype="uint8", residual=None, curve=False):
@@ -171,10 +158,7 @@ def test_linear_layers_over_any_number_of_rows(isa, tmp_path):
                 rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True).astype(v.dtype)
                 for v in graph.inputs
             ]
-            expected = reference.run(graph, *inputs)
-            for _ in range(3):  # threads that step on each other do so now and then
-                for name, ours, theirs in zip(graph.outputs, network(*inputs), expected, strict=True):
-                    np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {n} texts of {s} tokens")
+            assert_same(graph, network, *inputs, runs=3)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -8,7 +8,6 @@ from torch import nn
 
 import intq
 from intq.backends import reference
-from intq.emit import reshape_groups
 from intq.errors import IntqError
 
 
@@ -200,9 +199,3 @@ def test_degenerate_networks(seed):
 def test_bad_input_is_one_sentence(calibration, options, says):
     with pytest.raises(IntqError, match=says):
         intq.quantize(nn.Conv2d(3, 4, 3), calibration, **options)
-
-
-def test_reshape_groups():
-    assert reshape_groups(("n", 8, 4, 4), ("n", 2, 4, 4, 4)) == [([0], [0]), ([1], [1, 2]), ([2], [3]), ([3], [4])]
-    assert reshape_groups(("n", 6, 1, 1), ("n", 6)) == [([0], [0]), ([1], [1])]
-    assert reshape_groups(("n", 2, 3, 4), ("n", 24)) == [([0], [0]), ([1, 2, 3], [1])]

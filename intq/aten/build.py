@@ -12,7 +12,7 @@ from torch import Tensor
 from intq.floatgraph import FloatNode, channel_axis
 
 TAKES: dict[str, Callable] = {}
-LAST = (0, 2, 1)  # (n, c, frames) <-> (n, frames, c)
+SWAP = (0, 2, 1)  # (n, c, frames) <-> (n, frames, c)
 
 
 def takes(*names: str):
@@ -34,10 +34,10 @@ class Unsupported(Exception):
 
 @dataclass
 class Build:
-    """The graph while it grows, and the fx node being taken."""
+    """The graph while it grows, its nodes by the values they make, and the fx node being taken."""
 
     shapes: dict[str, tuple]
-    nodes: list[FloatNode] = field(default_factory=list)
+    nodes: dict[str, FloatNode] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     module: str = ""
     op: str = ""
@@ -47,10 +47,6 @@ class Build:
     ids: str = ""  # the input, where it is token ids; then their number, and the masks made so far by padding id
     vocabulary: int = 0
     masks: dict[int, str] = field(default_factory=dict)
-
-    def made(self, name: str) -> FloatNode:
-        """The node that makes a value."""
-        return next(node for node in self.nodes if node.name == name)
 
     def emit(self, op: str, *inputs: str, shape: tuple | None = None, parameters: dict | None = None, **attrs) -> str:
         layer = op in ("conv1d", "conv2d", "linear", "affine", "layer_norm") or "weight" in (parameters or ())
@@ -62,7 +58,7 @@ class Build:
             name = f"{base or self.op}_{count}"
         shape = self.shape if shape is None else shape
         self.shapes[name] = shape
-        self.nodes.append(FloatNode(name, op, inputs, shape, attrs, parameters or {}, self.module))
+        self.nodes[name] = FloatNode(name, op, inputs, shape, attrs, parameters or {}, self.module)
         return name
 
 
@@ -130,20 +126,16 @@ def join(build, parts: list[str], axis: int) -> str:
 
 
 def swapped(shape: tuple) -> tuple:
-    return tuple(shape[axis] for axis in LAST)
+    """The shape with channels and frames exchanged: (n, frames, c) of (n, c, frames), and back."""
+    return tuple(shape[axis] for axis in SWAP)
 
 
-def to_frames(build, x: str) -> str:
-    """(n, c, frames) as (n, frames, c)."""
-    return build.emit("permute", x, shape=swapped(build.shapes[x]), order=LAST)
-
-
-def to_channels(build, x: str) -> str:
-    """(n, frames, c) as (n, c, frames)."""
-    return build.emit("permute", x, shape=swapped(build.shapes[x]), order=LAST)
+def swap(build, x: str) -> str:
+    """(n, c, frames) as (n, frames, c), and back."""
+    return build.emit("permute", x, shape=swapped(build.shapes[x]), order=SWAP)
 
 
 def mean_of_frames(build, x: str) -> str:
     """The mean of (n, c, frames) over all frames, in whatever shape is asked for."""
-    mean = build.emit("mean_tokens", to_frames(build, x), shape=build.shapes[x][:2])
+    mean = build.emit("mean_tokens", swap(build, x), shape=build.shapes[x][:2])
     return mean if build.shape == build.shapes[mean] else build.emit("reshape", mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intq.aten.build import Unsupported, affine, pair, parameter, takes, to_channels, to_frames
+from intq.aten.build import Unsupported, affine, pair, parameter, swap, takes
 
 
 def bias_of(bias, weight: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ def _batch_norm(build, input, weight, bias, running_mean, running_var, training,
         scale = scale * parameter(weight, "weight").double()
     shift = -mean * scale if bias is None else parameter(bias, "bias").double() - mean * scale
     if len(build.shapes[input]) == 3:
-        return to_channels(build, affine(build, to_frames(build, input), scale, shift))
+        return swap(build, affine(build, swap(build, input), scale, shift))
     return affine(build, input, scale, shift)

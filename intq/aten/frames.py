@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from intq.aten.build import Unsupported, cut, mean_of_frames, parameter, swapped, takes, to_channels, to_frames
+from intq.aten.build import Unsupported, cut, mean_of_frames, parameter, swap, swapped, takes
 from intq.aten.contractions import bias_of
 
 
@@ -24,11 +24,11 @@ def _conv1d(build, input, weight, bias, stride, padding, dilation, groups):
         sides = (total // 2, total - total // 2)
     else:
         sides = (0, 0) if padding == "valid" else (_one(padding),) * 2
-    x = to_frames(build, input)
+    x = swap(build, input)
     parameters = {"weight": weight, "bias": bias_of(bias, weight)}
     attrs = {"stride": _one(stride), "padding": sides, "dilation": dilation, "groups": int(groups)}
     y = build.emit("conv1d", x, shape=swapped(build.shape), parameters=parameters, **attrs)
-    return to_channels(build, y)
+    return swap(build, y)
 
 
 @takes("adaptive_avg_pool1d")
@@ -43,13 +43,13 @@ def _glu(build, self, dim=-1):
     """a * sigmoid(b) of the two halves of the channels (Dauphin et al. 2017, eq. 1)."""
     rank, axis = len(build.shapes[self]), dim % len(build.shapes[self])
     over_frames = rank == 3 and axis == 1
-    x = to_frames(build, self) if over_frames else self
+    x = swap(build, self) if over_frames else self
     shape, axis = build.shapes[x], 2 if over_frames else axis
     half = shape[axis] // 2
     values, gates = (cut(build, x, axis, start, start + half) for start in (0, half))
     gates = build.emit("function", gates, shape=build.shapes[gates], function="sigmoid", arguments={})
     y = build.emit("mul", values, gates, shape=build.shapes[values])
-    return to_channels(build, y) if over_frames else y
+    return swap(build, y) if over_frames else y
 
 
 @takes("log_mel")
@@ -74,6 +74,6 @@ def _group_norm(build, input, num_groups, weight=None, bias=None, eps=1e-5, cudn
         "weight": torch.ones(num_groups) if weight is None else parameter(weight, "weight"),
         "bias": torch.zeros(num_groups) if bias is None else parameter(bias, "bias"),
     }
-    x, attrs = to_frames(build, input), {"epsilon": 0.0, "correction": 0, "inside": float(eps)}
+    x, attrs = swap(build, input), {"epsilon": 0.0, "correction": 0, "inside": float(eps)}
     y = build.emit("normalize_frames", x, shape=build.shapes[x], parameters=parameters, **attrs)
-    return to_channels(build, y)
+    return swap(build, y)

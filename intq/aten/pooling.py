@@ -135,6 +135,6 @@ def _sum(build, self, dim, keepdim, dtype):
         return token_sum(build, self)
     count = math.prod(build.shapes[self][2:])
     mean = _mean(build, self, dim, keepdim)
-    if build.nodes[-1].op != "mean":
+    if build.nodes[mean].op != "mean":
         raise Unsupported("only a sum over height and width of (n, c, h, w) is taken")
     return affine(build, mean, float(count), 0.0)

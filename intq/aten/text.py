@@ -140,7 +140,7 @@ def _attention(build, query, key, value, attn_mask=None, dropout_p=0.0, is_causa
     if len(shape) != 4 or not shape == build.shapes[key] == build.shapes[value]:
         raise Unsupported(f"q, k and v must have one shape (batch, head, token, channel), got {shape}")
     inputs, attrs = [query, key, value], {}
-    if isinstance(attn_mask, str) and build.made(attn_mask).op == "relative":
+    if isinstance(attn_mask, str) and build.nodes[attn_mask].op == "relative":
         inputs, attrs = [*inputs, attn_mask], {"biased": True}
     elif isinstance(attn_mask, Derived) and build.recordings:
         _expect_all(attn_mask)
@@ -179,7 +179,7 @@ def masked(build, x: str, mask: Derived) -> str:
 
 def token_sum(build, x: str) -> str:
     """The sum over tokens of :func:`masked`: what a division by the mask's own sum makes a mean."""
-    node = next((n for n in build.nodes if n.name == x), None)
+    node = build.nodes.get(x)
     if node is None or node.op != "masked":
         raise Unsupported("a sum over tokens is taken of x * mask alone, as part of their mean")
     n, _, channels = node.shape
@@ -188,10 +188,9 @@ def token_sum(build, x: str) -> str:
 
 def token_mean(build, total: str, count: Derived) -> str:
     """:func:`token_sum` divided by the number of tokens."""
-    node = next((n for n in build.nodes if n.name == total), None)
+    node = build.nodes.get(total)
     if node is not None and node.op == "token_sum":
-        mask = next(n for n in build.nodes if n.name == node.inputs[1])
-        padding = mask.attrs["padding"]
+        padding = build.nodes[node.inputs[1]].attrs["padding"]
         ids = _samples(build, padding)
         ids[:, 0] = (padding + 1) % build.vocabulary
         if torch.equal(count.of(ids).reshape(-1).double(), (ids != padding).sum(1).double()):

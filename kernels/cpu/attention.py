@@ -81,7 +81,7 @@ def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs
                 base,
                 i64(sizes.get(batch, batch)),
                 i64(sizes.get(tokens, tokens)),
-                {"q": q, "k": k, "v": v, "out": out} | _first(bias=bias, mask=mask),
+                {"q": q, "k": k, "v": v, "out": out, "bias": _one(bias), "mask": _one(mask)},
                 {key: T.Bind(scalars[i64(i)]) for i, key in enumerate(SCALARS)},
                 word_tables(curve) if arithmetic == "words" else tables(curve, heads.isa),
             ).write()
@@ -90,9 +90,9 @@ def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs
     return kernel(name, [*inputs, *packed, output], body, names)
 
 
-def _first(**given: tuple) -> dict:
-    """Each of these, or None where there is none."""
-    return {name: values[0] if values else None for name, values in given.items()}
+def _one(found: tuple):
+    """The buffer of an input that there may be, or None."""
+    return found[0] if found else None
 
 
 _DIALECTS = {"words": WordDialect, "narrow": NarrowDialect, "wide": TvmDialect}

@@ -12,8 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
 from intq.kernels.cpu.dense import dense
-from intq.kernels.cpu.depthwise_frames import sizes_of
-from intq.kernels.cpu.epilogue import Buffers, Epilogue
+from intq.kernels.cpu.epilogue import Buffers, Epilogue, sizes_of
 from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows
 from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
 from intq.kernels.cpu.plan import Plan, padded_width

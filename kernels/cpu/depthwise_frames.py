@@ -16,8 +16,8 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import Vector, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
 from intq.kernels.cpu.depthwise import PRODUCT, interleave
-from intq.kernels.cpu.epilogue import Epilogue
-from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, load, store
+from intq.kernels.cpu.epilogue import Epilogue, frames_arguments, sizes_of
+from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.plan import Plan, interleaves
 from intq.kernels.cpu.runs import Run, runs
 
@@ -27,39 +27,25 @@ TOGETHER = 12  # of them in registers
 GROUPS = 4  # of four taps, summed in one go
 
 
-def sizes_of(shapes: dict[str, tuple]) -> tuple[tuple[str, ...], tuple]:
-    """The symbolic names among (samples, frames, places) of a convolution's input and output, and all three."""
-    sizes = (*shapes["x"][:2], shapes["out"][1])
-    return tuple(dict.fromkeys(d for d in sizes if isinstance(d, str))), sizes
-
-
 def depthwise_frames(name: str, plan: Plan, epilogue: Epilogue, shapes, masked: bool) -> tirx.PrimFunc:
     """The kernel (x, [residual], [mask], weight, constants, [curve], pad_value, out)."""
-    arguments = [(shapes["x"], "uint8")]
-    arguments += [(shapes["out"], epilogue.residual)] if epilogue.residual else []
-    arguments += [(shapes["x"][:2], "uint8")] if masked else []
-    arguments += [(shapes["weight"], "int8"), (shapes["constants"], "int64")]
-    arguments += [((CURVE * TABLE,), "int32")] if epilogue.curve else []
-    arguments += [((plan.co,), "uint8"), (shapes["out"], epilogue.dtype)]
-    names, sizes = sizes_of(shapes)
+    arguments, (names, sizes) = frames_arguments(shapes, epilogue, masked), sizes_of(shapes)
     row = runs(plan.co, plan.isa.quads, plan.isa.natural)
 
-    def write(*rest):
-        known, (x, *more) = dict(zip(names, rest, strict=False)), rest[len(names) :]
+    def write(*given):
+        known = dict(zip(names, given, strict=False))
         samples, frames, places = (i64(known.get(d, d)) for d in sizes)
-        residual = more.pop(0) if epilogue.residual else None
-        mask = more.pop(0) if masked else None
-        curve = more.pop(2) if epilogue.curve else None
+        buffers = dict(zip(arguments, given[len(names) :], strict=True))
         with (
             parallel_region(),
             workspace(_window(plan) * row[0].width, "uint8") as window,
             workspace(4 * _window(plan) * row[0].width, "uint8") as quads,
             workspace(TOGETHER * row[0].width, "int32") as sums,
         ):
-            buffers = _Buffers(x, residual, mask, *more, curve, window, quads, sums)
+            buffers = _Buffers(**buffers, window=window, quads=quads, sums=sums)
             _Writer(plan, epilogue, row, buffers, frames, places).write(samples)
 
-    return kernel(name, [*arguments], write, names)
+    return kernel(name, list(arguments.values()), write, names)
 
 
 def _taps(plan: Plan) -> int:
@@ -83,21 +69,25 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Buffers:
+    """The kernel's arguments, and what a thread works in."""
+
     x: object
-    residual: object
-    mask: object
     weight: object
     constants: object
     pad_value: object
     out: object
-    curve: object
     window: object  # frames of one run of channels
     quads: object  # four frames each of them and those behind it, interleaved
     sums: object  # of the outputs that are in registers together
+    residual: object = None
+    mask: object = None
+    curve: object = None
 
 
 @dataclass(frozen=True)
 class _Writer:
+    """The sizes and buffers of one kernel, and the code over them."""
+
     plan: Plan
     epilogue: Epilogue
     row: list[Run]

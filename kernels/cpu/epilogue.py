@@ -10,7 +10,7 @@ from intq.kernels.bodies import TvmDialect, Vector, lanes
 from intq.kernels.cpu.constants import Channelwise, Uniform
 from intq.kernels.cpu.heads import words_suffice
 from intq.kernels.cpu.isa import Isa
-from intq.kernels.cpu.lanes import load, tables
+from intq.kernels.cpu.lanes import CURVE, TABLE, load, tables
 from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.words import WIDTH, LayerDialect, Words, bound, packed, word_tables
 from intq.kernels.pack import HIGH_WORD
@@ -26,6 +26,31 @@ class Buffers:
     constants: object
     curve: object
     out: object
+
+
+def frames_arguments(shapes: Mapping[str, tuple], epilogue: Epilogue, masked: bool) -> dict[str, tuple[tuple, str]]:
+    """(shape, dtype) of all that the kernel of a convolution over frames takes, in order, by name.
+
+    ``shapes``: of "x" and "out" as in the graph, of "weight" and "constants" as packed.
+    """
+    x, out = shapes["x"], shapes["out"]
+    arguments = {
+        "x": (x, "uint8"),
+        "residual": (out, epilogue.residual) if epilogue.residual else None,
+        "mask": (x[:2], "uint8") if masked else None,
+        "weight": (shapes["weight"], "int8"),
+        "constants": (shapes["constants"], "int64"),
+        "curve": ((CURVE * TABLE,), "int32") if epilogue.curve else None,
+        "pad_value": (x[-1:], "uint8"),
+        "out": (out, epilogue.dtype),
+    }
+    return {name: argument for name, argument in arguments.items() if argument}
+
+
+def sizes_of(shapes: Mapping[str, tuple]) -> tuple[tuple[str, ...], tuple]:
+    """The symbolic names among (samples, frames, places) of a convolution's input and output, and all three."""
+    sizes = (*shapes["x"][:2], shapes["out"][1])
+    return tuple(dict.fromkeys(d for d in sizes if isinstance(d, str))), sizes
 
 
 @dataclass(frozen=True)

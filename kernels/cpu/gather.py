@@ -14,28 +14,17 @@ def pad_image(target, x, image, pad_value, source, padding, base=0) -> None:
     The result is (h + top + bottom, w + left + right, c).
     """
     (h, w, c), (top, left, bottom, right) = source, padding
-    width = (w + left + right) * c
-
-    def fill(at, pixels: int) -> None:
-        if pixels:
-            with serial(pixels) as i:
-                copy(target, at + i * c, pad_value, i64(0), c)
-
-    def row(at, y) -> None:
-        fill(at, left)
-        copy(target, at + left * c, x, (image * h + y) * (w * c), w * c)
-        fill(at + (left + w) * c, right)
-
+    width = left + w + right
     with parallel(h + top + bottom, barrier=True) as y:
-        at = T.Bind(base + y * width)
+        at = T.Bind(base + y * (width * c))
         if not top + bottom:
-            row(at, y)
+            _row(target, at, x, image * h + y, pad_value, (w, c), (left, right))
             return
         with T.If(tirx.all(y >= top, y < top + h)):
             with T.Then():
-                row(at, y - top)
+                _row(target, at, x, image * h + (y - top), pad_value, (w, c), (left, right))
             with T.Else():
-                fill(at, w + left + right)
+                _pixels(target, at, pad_value, width, c)
 
 
 def pad_frame(target, to, x, sample, frame, source, padding, mask, pad_value) -> None:
@@ -45,17 +34,11 @@ def pad_frame(target, to, x, sample, frame, source, padding, mask, pad_value) ->
     """
     (h, w, c), (_, left, _, right) = source, padding
 
-    def fill(at, pixels: int) -> None:
-        if pixels == 1:
-            copy(target, at, pad_value, i64(0), c)
-        elif pixels:
-            with serial(pixels) as i:
-                copy(target, at + i * c, pad_value, i64(0), c)
-
     def take() -> None:
-        fill(to, left)
-        copy(target, T.Bind(to + left * c), x, T.Bind((sample * h + frame) * (w * c)), w * c)
-        fill(to + (left + w) * c, right)
+        _row(target, to, x, sample * h + frame, pad_value, (w, c), (left, right))
+
+    def leave() -> None:
+        _pixels(target, to, pad_value, left + w + right, c)
 
     with T.If(tirx.all(frame >= 0, frame < h)):
         with T.Then():
@@ -66,9 +49,26 @@ def pad_frame(target, to, x, sample, frame, source, padding, mask, pad_value) ->
                     with T.Then():
                         take()
                     with T.Else():
-                        fill(to, left + w + right)
+                        leave()
         with T.Else():
-            fill(to, left + w + right)
+            leave()
+
+
+def _row(target, to, x, number, pad_value, size: tuple[int, int], sides: tuple[int, int]) -> None:
+    """Row ``number`` of x, (w, c) each, with so many pixels of padding at its left and right."""
+    (w, c), (left, right) = size, sides
+    _pixels(target, to, pad_value, left, c)
+    copy(target, T.Bind(to + left * c), x, T.Bind(number * (w * c)), w * c)
+    _pixels(target, to + (left + w) * c, pad_value, right, c)
+
+
+def _pixels(target, to, pad_value, count: int, c: int) -> None:
+    """``count`` pixels of padding."""
+    if count == 1:
+        copy(target, to, pad_value, i64(0), c)
+    elif count:
+        with serial(count) as i:
+            copy(target, T.Bind(to + i * c), pad_value, i64(0), c)
 
 
 def window_rows(target, source, at, plan, group) -> None:

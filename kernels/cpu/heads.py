@@ -18,6 +18,7 @@ from intq.ops.attention import FAR, ZERO_POINT
 
 ROWS = 16  # queries that a thread takes at a time
 TILE = 16  # columns of a tile
+GROUP = 4  # tiles of distances whose products are taken together
 SLOTS = 4  # blocks of keys, a power of two; each has 4 KB of scores
 SCALARS = (
     "score_multiplier",
@@ -111,57 +112,42 @@ class Heads:
 
 @dataclass(frozen=True)
 class Distances:
-    """The table of :mod:`intq.ops.relative`: ``count`` heads of ``size`` channels, at most ``longest`` tokens.
+    """The table of :mod:`intq.ops.relative`, for ``heads``, as columns of a product of 16 queries.
 
-    Its rows become the columns of a product, with room before and behind: distance 0 is column ``zero``, such that 16
-    queries from a multiple of 16 on begin at a whole tile.
+    Beside the table's columns there is room: distance 0 is column ``zero``, such that for 16 queries from a multiple
+    of 16 on the first column that they meet is that of a whole tile.
     """
 
-    isa: Isa
-    count: int
-    size: int
-    longest: int
-
-    @property
-    def layout(self) -> Layout:
-        return LAYOUTS[self.isa.name]
-
-    @property
-    def channels(self) -> int:
-        return self.count * self.size
-
-    @property
-    def depth(self) -> int:
-        return _whole(self.size, self.layout.depth)
+    heads: Heads
 
     @property
     def zero(self) -> int:
-        return _whole(self.longest, ROWS) + ROWS - 1
+        return _whole(self.heads.longest, ROWS) + ROWS - 1
 
     @property
     def columns(self) -> int:
         """Of a head, a whole number of tiles: what the last queries' product reads too."""
-        return _whole(self.zero + self.longest + ROWS, TILE) + 4 * TILE
+        return _whole(self.zero + self.heads.longest + ROWS, TILE) + GROUP * TILE
 
     @property
     def pitch(self) -> int:
         """Of the sums of a query."""
-        return _whole(self.longest + ROWS - 1, 4 * TILE) + TILE
+        return _whole(self.heads.longest + ROWS - 1, GROUP * TILE) + TILE
 
 
 def distances_of(isa: str, node: Node) -> Distances:
-    heads, _, size = node.constants["distances"].shape
-    return Distances(ISAS[isa], heads, size, node.attrs["longest"])
+    count, _, size = node.constants["distances"].shape
+    return Distances(Heads(ISAS[isa], count, size, node.attrs["longest"]))
 
 
 def distance_columns(distances: Distances, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The table tile by tile as :func:`intq.kernels.cpu.product.product` takes it, and what its sums begin with."""
-    d, layout = distances, distances.layout
-    wide = np.zeros((d.count, d.columns, d.depth), np.int64)
-    start = d.zero - (d.longest - 1)
-    wide[:, start : start + table.shape[1], : d.size] = table
+    heads, layout = distances.heads, distances.heads.layout
+    wide = np.zeros((heads.count, distances.columns, heads.depth), np.int64)
+    start = distances.zero - (heads.longest - 1)
+    wide[:, start : start + table.shape[1], : heads.size] = table
     first = -ZERO_POINT * wide.sum(2) if layout.corrected else np.zeros(wide.shape[:2])
-    tiles = wide.reshape(d.count, -1, TILE, d.depth // layout.pair, layout.pair).swapaxes(2, 3)
+    tiles = wide.reshape(heads.count, -1, TILE, heads.depth // layout.pair, layout.pair).swapaxes(2, 3)
     return tiles.astype(layout.right).ravel(), first.astype(np.int32).ravel()
 
 

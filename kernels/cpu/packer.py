@@ -49,13 +49,7 @@ class Packer:
             store(memory.alive, block * run.width, Vector(tuple(parts), "int32", run.quad), run)
 
     def copy_rows(self, panel, source, origin, first) -> None:
-        """16 tokens of a head as a product's operand; beyond the last token it is taken again."""
-        heads = self.heads
-        with serial(ROWS) as r:
-            at = T.Bind(origin + tirx.min(first + r, self.tokens - 1) * heads.channels)
-            for run in runs(heads.size, (), 64):
-                x = operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
-                T.buffer_store(panel, x, [ramp(r * heads.depth + run.start, run.width)])
+        copy_rows(self.heads, self.tokens, panel, source, origin, first)
 
     def pack_keys(self, memory, source, origin) -> None:
         layout, depth = self.heads.layout, self.heads.depth
@@ -112,6 +106,15 @@ class Packer:
             for i, at in enumerate(rows):
                 element = operand(source[at + (run.start + column)], layout.right)
                 T.buffer_store(values, element, [place(column) + i])
+
+
+def copy_rows(heads: Heads, tokens, panel, source, origin, first) -> None:
+    """16 tokens of a head, from ``first`` on, as a product's operand; beyond the last token it is taken again."""
+    with serial(ROWS) as r:
+        at = T.Bind(origin + tirx.min(first + r, tokens - 1) * heads.channels)
+        for run in runs(heads.size, (), 64):
+            x = operand(source[ramp(at + run.start, run.width)], str(panel.dtype))
+            T.buffer_store(panel, x, [ramp(r * heads.depth + run.start, run.width)])
 
 
 def operand(x, dtype: str):

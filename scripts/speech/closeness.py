@@ -20,12 +20,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import tables
 import torch
 from opponents import Predict, peers
-from rich.table import Table
 
 import intq
-from intq.console import err, out, print_json, stdout_to_stderr, step
+from intq.console import err, stdout_to_stderr, step
 from intq.errors import IntqError
 from intq.speech import audio, domain
 from intq.speech import data as utterances_of
@@ -155,12 +155,6 @@ def cells(row: dict) -> list[str]:
     return [row["model"], row["engine"], row["settings"], *shares, noise]
 
 
-def markdown(rows: Sequence[dict]) -> str:
-    """The README's table."""
-    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="accuracy_speech", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,9 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=64, help="recordings that calibrate (default 64)")
     parser.add_argument("--limit", type=int, help="compare on so many utterances (default: all)")
     parser.add_argument("--threads", type=int, default=2)
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON list")
-    output.add_argument("--markdown", action="store_true", help="print the README's table")
+    tables.add_formats(parser)
     options = parser.parse_args(arguments)
     if not (options.calibration or (options.zero_shot and options.engines == ["intq"])):
         parser.error("--calibration is missing: only `--zero-shot --engines intq` needs no data")
@@ -186,15 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IntqError as error:
         err.print(f"accuracy_speech: {error}", markup=False, soft_wrap=True)
         return 2
-    if options.json:
-        print_json(rows)
-    elif options.markdown:
-        print(markdown(rows))
-    else:
-        table = Table(*HEADER)
-        for row in rows:
-            table.add_row(*cells(row))
-        out.print(table)
+    tables.show(rows, HEADER, cells, options)
     return 0
 
 

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import tables
 import torch
 from finetune import RECIPES, Recipe
-from rich.table import Table
 from rivals import peers
 
 from intq.assets import cache_folder
 from intq.backends import torch as integers
-from intq.console import err, out, print_json, step
+from intq.console import err, step
 from intq.errors import IntqError
 from intq.nlp import domain
 from intq.nlp.checkpoint import Checkpoint
@@ -131,12 +131,6 @@ def cells(row: dict) -> list[str]:
 HEADER = ("model", "engine", "settings", "metric, held back", "same class as float", "logits SQNR")
 
 
-def markdown(rows: Sequence[dict]) -> str:
-    """The README's table."""
-    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="accuracy_text", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="compare on so many held-back sentences (default: all)")
     parser.add_argument("--zero-shot", action="store_true", help="intq also without data")
     parser.add_argument("--threads", type=int, default=2)
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON list")
-    output.add_argument("--markdown", action="store_true", help="print the README's table")
+    tables.add_formats(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rows = []
@@ -160,15 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IntqError as error:
         err.print(f"accuracy_text: {error}", markup=False, soft_wrap=True)
         return 2
-    if options.json:
-        print_json(rows)
-    elif options.markdown:
-        print(markdown(rows))
-    else:
-        table = Table(*HEADER)
-        for row in rows:
-            table.add_row(*cells(row))
-        out.print(table)
+    tables.show(rows, HEADER, cells, options)
     return 0
 
 

@@ -1,0 +1,207 @@
+"""What :mod:`intq.emit` writes for contractions: 8 or 16 bits go in, a residual and a curve may follow their sums.
+
+A layer that reads 16 bits is two of 8, by ``x = 256 * (high - 128) + low``: that of the high bytes keeps its sums as
+they are, int32, and that of the low bytes adds 256 times these, as it would a residual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from intq.curves import Curve, fit
+from intq.emit_moves import channel_last
+from intq.fixedpoint import rescaling
+from intq.floatgraph import FloatNode, evaluate
+from intq.plan import Quant, limits
+from intq.rewriter import unlimited
+from intq.value import DTYPE_RANGE, Value
+
+BYTE, MIDDLE = 2**8, 2**7  # the values of a byte, and which of them stands for 0 in the high byte of an int16
+FINE_BITS = 12  # of sums that wait for a residual, below a step of the result
+
+
+@dataclass(frozen=True)
+class Term:
+    """``real * (value - zero)`` in units of the result's scale; numbers, or one for each channel."""
+
+    value: Value
+    real: np.ndarray | float
+    zero: np.ndarray | int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A contraction before it is rescaled: the operation, its geometry and weights, and the terms that it sums.
+
+    Of the first term's value it takes the products with the weights; ``mask`` is that of the first term's frames.
+    """
+
+    op: str
+    geometry: Mapping
+    weights: Mapping[str, np.ndarray]
+    terms: list[Term]
+    mask: list[Value]
+
+
+def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: FloatNode | None = None):
+    """With ``function``: a layer that ends in its curve, and whose own quant is the curve's argument.
+    With ``scaled``: the affine that gives the curve's channels their own scales."""
+    quant, order = e.quants[node.name], channel_last(len(node.shape))
+    if len(node.inputs) == 1:
+        layer = _layer(e, node, node.name, quant)
+        return _written(e, node, layer, layer.terms, node.name, quant, function, scaled), order
+    if node.name not in e.plan.wide_readers:
+        layer = _layer(e, node, node.name, quant)
+        return _written(e, node, layer, [*layer.terms, _residual(e, node, quant)], node.name, quant), order
+    # the two bytes of its input are two terms already, and an operation sums no more
+    name, fine = f"{node.name}.layer", Quant("int32", quant.scale / 2**FINE_BITS, 0)
+    layer = _layer(e, node, name, fine)
+    sums = _written(e, unlimited(node), layer, layer.terms, name, fine)
+    return e.sum(node, Term(sums, fine.scale / quant.scale, 0), _residual(e, node, quant)), order
+
+
+def _written(
+    e,
+    node: FloatNode,
+    layer: Layer,
+    terms: list[Term],
+    name: str,
+    quant: Quant,
+    function: FloatNode | None = None,
+    scaled: FloatNode | None = None,
+) -> Value:
+    """The integer node of a layer: its terms, its bias, and the curve at its end."""
+    bias = e.plan.weights[node.name].bias.double().numpy()
+    multipliers, offset, shift = rescaling(
+        [term.real for term in terms], [term.zero for term in terms], bias / quant.scale, quant.zero_point
+    )
+    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
+    if len(terms) > 1:
+        constants["residual_multiplier"] = multipliers[1]
+    inputs = [*(term.value for term in terms), *layer.mask]
+    if function is None:
+        return e.add(layer.op, name, inputs, quant, node, limits(node, quant) | layer.geometry, constants)
+    end = scaled or function
+    quant = e.quants[end.name]
+    curve = curve_of(function, e.quants[node.name].interval, quant, scaled)
+    constants["curve"] = curve.coefficients
+    low, high = quant.limits(-math.inf, math.inf)
+    attrs = {"drop": curve.drop, "function": function.attrs["function"], "low": low, "high": high}
+    if scaled is not None:
+        constants["lift"] = torch.log2(scaled.parameters["scale"]).round().numpy().astype(np.int32)
+        attrs["level"] = (int(quant.zero_point) << curve.drop) + (1 << curve.drop >> 1)
+    return e.add(layer.op, end.name, inputs, quant, function, attrs | layer.geometry, constants)
+
+
+def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
+    """The products of a contraction, called ``name``, in units of ``quant``; their bias and residual come later."""
+    wide, order = node.name in e.plan.wide_readers, channel_last(len(node.shape))
+    x = e.in_order(node.inputs[0], order, eight_bits=not wide)
+    has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
+    q, scale = e.plan.weights[node.name].q.numpy().astype(np.int8), e.plan.weights[node.name].scale.double().numpy()
+    op, geometry, weight = laid_out(node, q)
+    mask = e.kept(node.inputs[0], node) if op != "linear" and reaches_beyond(node) else []
+    real, sums = has.scale * scale / quant.scale, q.reshape(len(q), -1).astype(np.int64).sum(1)
+    pad = None if op == "linear" else padding_of(node, has, x.channels)
+
+    def weights(pad: np.ndarray | None) -> dict[str, np.ndarray]:
+        return {"weight": weight} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
+
+    if not wide:
+        return Layer(op, geometry, weights(pad), [Term(x, real, has.zero_point * sums)], mask)
+    high, low = halves(e, node, x)
+    low_pad, high_pad = (None, None) if pad is None else (pad % BYTE, pad // BYTE + MIDDLE)
+    of_high = high_sums(e, node, op, f"{name}.high", [high, *mask], geometry, weights(high_pad))
+    terms = [Term(low, real, 0 * sums), Term(of_high, BYTE * real, MIDDLE * sums)]
+    return Layer(op, geometry, weights(low_pad), terms, mask)
+
+
+def _residual(e, node: FloatNode, quant: Quant) -> Term:
+    """What a contraction adds to its sums, in units of ``quant``; equalization may have given it units of its own."""
+    has, units = e.quants[node.inputs[1]], node.parameters.get("residual_scale", torch.ones(()))
+    value = e.in_order(node.inputs[1], channel_last(len(node.shape)))
+    return Term(value, units.double().numpy() * (has.scale / quant.scale), has.zero_point)
+
+
+def laid_out(node: FloatNode, q: np.ndarray) -> tuple[str, dict, np.ndarray]:
+    """The integer operation of a contraction, its geometry, and its weights ``q``, given in torch's layout.
+
+    A convolution over frames of a single one is a linear layer.
+    """
+    if node.op == "linear":
+        return "linear", {}, np.ascontiguousarray(q)
+    geometry = {key: node.attrs[key] for key in ("stride", "padding", "dilation", "groups")}
+    one_frame = node.op == "conv1d" and q.shape[2] == geometry["stride"] == geometry["groups"] == 1
+    if one_frame and not any(geometry["padding"]):
+        return "linear", {}, np.ascontiguousarray(q[:, :, 0])
+    return node.op, geometry, np.ascontiguousarray(q.transpose(0, *range(2, q.ndim), 1))
+
+
+def padding_of(node: FloatNode, has: Quant, channels: int) -> np.ndarray:
+    """int64 (channels,): what pads a convolution's input, in the integers that this ``has``."""
+    pad = node.parameters.get("pad", torch.zeros(channels)).double().numpy()
+    return np.clip(np.rint(pad / has.scale) + has.zero_point, *DTYPE_RANGE[has.dtype]).astype(np.int64)
+
+
+def reaches_beyond(node: FloatNode) -> bool:
+    """Whether windows of a convolution reach beyond the last frame."""
+    return node.attrs["padding"][1 if node.op == "conv1d" else 2] > 0
+
+
+def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant, scaled: FloatNode | None) -> Curve:
+    """The polynomials of a function node on an interval, in the integers of its result; for channels with a scale of
+    their own (``scaled``), without the zero point and the half, which come after that."""
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return evaluate(node, torch.from_numpy(x).reshape(-1, 1)).reshape(x.shape).numpy()
+
+    zero_point = quant.zero_point if scaled is None else 0
+    return fit(function, *domain, quant.scale, zero_point, quant.dtype, half=scaled is None)
+
+
+# ---- 16 bits -----------------------------------------------------------------------------------------------------
+
+
+def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
+    """(high, low) with ``x = 256 * (high - 128) + low``: an int16 as two uint8, which contractions take."""
+    key = (x.name, "halves")
+    if key not in e.made:
+        whole = {"low": 0, "high": BYTE - 1}
+        constants = {
+            "multiplier": np.array(2**30, np.int32),
+            "offset": np.array(MIDDLE << 38, np.int64),
+            "shift": np.array(38, np.int32),
+        }
+        meaning = Quant("uint8", x.scale * BYTE, MIDDLE)
+        high = e.add("requantize", f"{x.name}.high", [x], meaning, node, whole, constants)
+        constants = {
+            "multiplier_a": np.array(2**22, np.int32),
+            "multiplier_b": np.array(-(2**30), np.int32),
+            "offset": np.array(MIDDLE << 30, np.int64),
+            "shift": np.array(22, np.int32),
+        }
+        low = e.add("add", f"{x.name}.low", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
+        e.made[key] = (high, low)
+    return e.made[key]
+
+
+def high_sums(
+    e, node: FloatNode, op: str, name: str, inputs: list[Value], geometry: Mapping, weights: Mapping[str, np.ndarray]
+) -> Value:
+    """The sums of the high bytes as they are, int32: what the layer of the low bytes adds 256 of."""
+    co = len(weights["weight"])
+    constants = weights | {
+        "multiplier": np.full(co, 2**30, np.int32),
+        "offset": np.zeros(co, np.int64),
+        "shift": np.full(co, 30, np.int32),
+    }
+    attrs = geometry | dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
+    return e.add(op, name, inputs, Quant("int32", 1.0, 0), node, attrs, constants)
+
+
+EMIT = {"conv1d": contraction, "conv2d": contraction, "linear": contraction}

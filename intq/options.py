@@ -1,0 +1,159 @@
+"""What the commands' options and arguments are called, what they take, and how `--help` explains them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# ---- of several commands -----------------------------------------------------------------------------------------
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, made-up data, the choice of samples.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output folder if it is an artifact.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact: a folder written by `intq quantize`.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Call the network's classes so, in its order.", show_default="as it does"),
+]
+LanguageModel = Annotated[
+    str | None,
+    typer.Option(
+        "--language-model",
+        metavar="FILE",
+        help="Of recordings: search transcripts with an n-gram model (KenLM). It computes outside the integer network.",
+    ),
+]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the network.")]
+
+# ---- quantize ----------------------------------------------------------------------------------------------------
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A folder written by save_pretrained, a torchvision state dict (.pth), a NeMo archive (.nemo), a hub id, "
+        "or with --random the name of an architecture.",
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="Of texts: a task of GLUE (sst2, mnli, stsb, ...), from the hub or in --data."),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Input like what the network will see; labels are not needed: a folder of images or of recordings, a "
+        "file of texts (.tsv, .csv, .jsonl, .txt), or with --task the folder of its official files.",
+    ),
+]
+ZeroShot = Annotated[
+    bool,
+    typer.Option(
+        "--zero-shot",
+        help="Calibrate without data: on samples made to fit the statistics that the network's BatchNorms keep of "
+        "its training, or on noise and random words where it has none.",
+    ),
+]
+Random = Annotated[bool, typer.Option("--random", help="Random weights and data: for exactness and speed.")]
+Samples = Annotated[int, typer.Option(min=1, help="Calibrate on so many inputs at most.")]
+Method = Annotated[str, typer.Option(help="How ranges are chosen: mse, percentile or minmax.")]
+Functions = Annotated[
+    str | None,
+    typer.Option(
+        help="GELU, softmax and the like as they are (exact), or as I-BERT approximates them (ibert).",
+        show_default="as the checkpoint was trained",
+    ),
+]
+Bits = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LAYERS=16", help="Layers that read 16 bits, by pattern; repeatable."),
+]
+ResidualBits = Annotated[
+    int | None,
+    typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.", show_default="8; of texts 16"),
+]
+
+# ---- eval --------------------------------------------------------------------------------------------------------
+
+FloatOrFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR|float:CHECKPOINT",
+        help="An artifact, or the float network of a checkpoint to compare it with. For --task glue a folder that "
+        "holds one for each task.",
+    ),
+]
+Labelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images: an ImageFolder, the files of CIFAR or MNIST, or a `datasets` name. Texts: a TSV, CSV, JSONL "
+        "or CoNLL file with labels, a `datasets` name, or with --task the folder of the official files. "
+        "Recordings: LibriSpeech's folders, or a manifest (CSV, JSONL) with transcripts.",
+    ),
+]
+GlueTask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        help="Of texts: a task of GLUE (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), from the hub or in "
+        "--data; or glue, all that DIR holds an artifact for.",
+    ),
+]
+Beside = Annotated[
+    str | None,
+    typer.Option(
+        "--float",
+        metavar="CHECKPOINT",
+        help="Of texts: put this float network beside it; {task} stands for the task's name.",
+        show_default="of --task glue, what each artifact was made from",
+    ),
+]
+Download = Annotated[
+    str | None,
+    typer.Option(metavar="SUBSET", help="Of recordings: a subset of LibriSpeech, such as dev-clean, kept in --data."),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="So many examples, drawn at random, at most.", show_default="all")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Examples a batch.")]
+
+# ---- compile, run ------------------------------------------------------------------------------------------------
+
+Target = Annotated[
+    str, typer.Option(help="[b]cpu[/], which is this machine, or any CPU as a TVM target.", metavar="TARGET")
+]
+CopyTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Write a copy of the artifact with the library.", show_default="DIR"
+    ),
+]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE|TEXT|AUDIO...",
+        help="Files of images or recordings, or texts; - for lines of standard input, where a tab parts a pair.",
+    ),
+]
+Pair = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="The second text of a pair, as often as there are first ones."),
+]
+Top = Annotated[int, typer.Option(min=1, help="Print so many labels.")]
+
+# ---- bench -------------------------------------------------------------------------------------------------------
+
+FolderOrName = Annotated[
+    str, typer.Argument(metavar="DIR|NAME", help="An artifact, or an architecture to take with random weights.")
+]
+BenchBatch = Annotated[int, typer.Option(min=1, help="Inputs a run.")]
+Sequence = Annotated[
+    int | None, typer.Option(min=1, metavar="TOKENS", help="The tokens of each text.", show_default="128")
+]
+Audio = Annotated[
+    float | None, typer.Option(min=0.01, metavar="SECONDS", help="The length of each recording.", show_default="10")
+]
+Seconds = Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")]
