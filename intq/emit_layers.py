@@ -1,7 +1,9 @@
 """What :mod:`intq.emit` writes for contractions: 8 or 16 bits go in, a residual and a curve may follow their sums.
 
 A layer that reads 16 bits is two of 8, by ``x = 256 * (high - 128) + low``: that of the high bytes keeps its sums as
-they are, int32, and that of the low bytes adds 256 times these, as it would a residual.
+they are, int32, and that of the low bytes adds 256 times these, as it would a residual. Weights of 16 bits are two of 8,
+``w = 254 * coarse + fine``, each an int8 within 127, in the same way. Of the four products of both, that of the low bytes
+and the fine weights is below what a sum of 16 bits shows: its mean alone is taken, in the bias.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from intq.rewriter import unlimited
 from intq.value import DTYPE_RANGE, Value
 
 BYTE, MIDDLE = 2**8, 2**7  # the values of a byte, and which of them stands for 0 in the high byte of an int16
+COARSE = 254  # of what a fine weight is, from -127 to 127, a coarse one
 FINE_BITS = 12  # of sums that wait for a residual, below a step of the result
 
 
@@ -55,11 +58,11 @@ def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: F
     if len(node.inputs) == 1:
         layer = _layer(e, node, node.name, quant)
         return _written(e, node, layer, layer.terms, node.name, quant, function, scaled), order
-    if node.name not in e.plan.wide_readers:
+    if not reads_words(e, node) and e.plan.weights[node.name].bits == 8:
         layer = _layer(e, node, node.name, quant)
         return _written(e, node, layer, [*layer.terms, _residual(e, node, quant)], node.name, quant), order
-    # the two bytes of its input are two terms already, and an operation sums no more
-    name, fine = f"{node.name}.layer", Quant("int32", quant.scale / 2**FINE_BITS, 0)
+    # its bytes are two terms already, and an operation sums no more
+    name, fine = f"{node.name}.layer", finer(quant)
     layer = _layer(e, node, name, fine)
     sums = _written(e, unlimited(node), layer, layer.terms, name, fine)
     return e.sum(node, Term(sums, fine.scale / quant.scale, 0), _residual(e, node, quant)), order
@@ -100,25 +103,69 @@ def _written(
 
 def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     """The products of a contraction, called ``name``, in units of ``quant``; their bias and residual come later."""
-    wide, order = node.name in e.plan.wide_readers, channel_last(len(node.shape))
+    wide, order = reads_words(e, node), channel_last(len(node.shape))
     x = e.in_order(node.inputs[0], order, eight_bits=not wide)
     has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
-    q, scale = e.plan.weights[node.name].q.numpy().astype(np.int8), e.plan.weights[node.name].scale.double().numpy()
-    op, geometry, weight = laid_out(node, q)
+    given = e.plan.weights[node.name]
+    real = has.scale * given.scale.double().numpy() / quant.scale
+    coarse, fine = given.q.numpy().astype(np.int8), None
+    if given.bits == 16:
+        coarse = np.rint(given.q.numpy() / COARSE).astype(np.int8)
+        fine = (given.q.numpy() - COARSE * coarse.astype(np.int16)).astype(np.int8)
+    op, geometry, _ = laid_out(node, coarse)
     mask = e.kept(node.inputs[0], node) if op != "linear" and reaches_beyond(node) else []
-    real, sums = has.scale * scale / quant.scale, q.reshape(len(q), -1).astype(np.int64).sum(1)
     pad = None if op == "linear" else padding_of(node, has, x.channels)
 
-    def weights(pad: np.ndarray | None) -> dict[str, np.ndarray]:
-        return {"weight": weight} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
+    def weights(q: np.ndarray, pad: np.ndarray | None) -> dict[str, np.ndarray]:
+        return {"weight": laid_out(node, q)[2]} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
 
     if not wide:
-        return Layer(op, geometry, weights(pad), [Term(x, real, has.zero_point * sums)], mask)
+        zeros = has.zero_point * _sums(coarse)
+        if fine is None:
+            return Layer(op, geometry, weights(coarse, pad), [Term(x, real, zeros)], mask)
+        of_coarse = plain_sums(e, node, op, f"{name}.coarse", [x, *mask], geometry, weights(coarse, pad))
+        terms = [Term(x, real, has.zero_point * _sums(fine)), Term(of_coarse, COARSE * real, zeros)]
+        return Layer(op, geometry, weights(fine, pad), terms, mask)
     high, low = halves(e, node, x)
     low_pad, high_pad = (None, None) if pad is None else (pad % BYTE, pad // BYTE + MIDDLE)
-    of_high = high_sums(e, node, op, f"{name}.high", [high, *mask], geometry, weights(high_pad))
-    terms = [Term(low, real, 0 * sums), Term(of_high, BYTE * real, MIDDLE * sums)]
-    return Layer(op, geometry, weights(low_pad), terms, mask)
+    of_high = plain_sums(e, node, op, f"{name}.high", [high, *mask], geometry, weights(coarse, high_pad))
+    if fine is None:
+        terms = [Term(low, real, 0 * _sums(coarse)), Term(of_high, BYTE * real, MIDDLE * _sums(coarse))]
+        return Layer(op, geometry, weights(coarse, low_pad), terms, mask)
+    unit = finer(quant)
+    share = real * quant.scale / unit.scale
+    terms = [Term(high, BYTE * share, MIDDLE * _sums(fine)), Term(of_high, COARSE * BYTE * share, MIDDLE * _sums(coarse))]
+    left_out = (BYTE - 1) / 2 * share * _sums(fine)
+    both = Layer(op, geometry, weights(fine, high_pad), terms, mask)
+    of_both = _summed(e, node, both, f"{name}.fine", unit, left_out)
+    terms = [Term(low, COARSE * real, 0 * _sums(coarse)), Term(of_both, unit.scale / quant.scale, 0)]
+    return Layer(op, geometry, weights(coarse, low_pad), terms, mask)
+
+
+def reads_words(e, node: FloatNode) -> bool:
+    """Whether a layer takes 16 bits; what has 8, as pixels do, is read so whoever asks for more."""
+    return node.name in e.plan.wide_readers and e.quants[node.inputs[0]].dtype == "int16"
+
+
+def _sums(q: np.ndarray) -> np.ndarray:
+    """int64 (co,): of each output's weights."""
+    return q.reshape(len(q), -1).sum(1, dtype=np.int64)
+
+
+def _summed(e, node: FloatNode, layer: Layer, name: str, quant: Quant, bias: np.ndarray) -> Value:
+    """The two terms of a layer and a bias of their own, in units of ``quant``."""
+    multipliers, offset, shift = rescaling(
+        [term.real for term in layer.terms], [term.zero for term in layer.terms], bias, quant.zero_point
+    )
+    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
+    constants["residual_multiplier"] = multipliers[1]
+    inputs = [*(term.value for term in layer.terms), *layer.mask]
+    return e.add(layer.op, name, inputs, quant, node, limits(unlimited(node), quant) | layer.geometry, constants)
+
+
+def finer(quant: Quant) -> Quant:
+    """The unit of sums that come to others before they are rounded to ``quant``; scores are as fine already."""
+    return quant if quant.dtype == "int32" else Quant("int32", quant.scale / 2**FINE_BITS, 0)
 
 
 def _residual(e, node: FloatNode, quant: Quant) -> Term:
@@ -190,10 +237,10 @@ def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
     return e.made[key]
 
 
-def high_sums(
+def plain_sums(
     e, node: FloatNode, op: str, name: str, inputs: list[Value], geometry: Mapping, weights: Mapping[str, np.ndarray]
 ) -> Value:
-    """The sums of the high bytes as they are, int32: what the layer of the low bytes adds 256 of."""
+    """The sums of the products as they are, int32: what the layer of lower bytes, or of fine weights, adds so often."""
     co = len(weights["weight"])
     constants = weights | {
         "multiplier": np.full(co, 2**30, np.int32),

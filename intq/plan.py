@@ -62,11 +62,15 @@ def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Weights:
-    """A contraction's weights ``scale[o] * q[o, ...]`` (int8, torch's layout) and its real bias."""
+    """A contraction's weights ``scale[o] * q[o, ...]`` (int8 or int16, torch's layout) and its real bias."""
 
     q: Tensor
     scale: Tensor
     bias: Tensor
+
+    @property
+    def bits(self) -> int:
+        return self.q.dtype.itemsize * 8
 
     def real(self) -> Tensor:
         return self.q.float() * self.scale.float().reshape(-1, *[1] * (self.q.ndim - 1))

@@ -26,7 +26,7 @@ from intq.simplify import prepend_affine, simplify
 from intq.tokens import sentences, spread_tokens, tokens_value
 from intq.transformer import with_ibert_functions
 from intq.value import Value
-from intq.widths import curve_argument, curve_arguments, lifted_functions, wide_readers, wide_values
+from intq.widths import curve_argument, curve_arguments, fine_layers, lifted_functions, wide_readers, wide_values
 
 CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
@@ -53,6 +53,7 @@ class Options:
     seed: int = 0
     functions: str = "exact"
     bits: Mapping[str, int] = field(default_factory=dict)
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,9 +62,10 @@ class Options:
             if getattr(self, name) not in allowed:
                 known = ", ".join(map(str, allowed))
                 raise IntqError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        for pattern, bits in self.bits.items():
-            if bits not in (8, 16):
-                raise IntqError(f"activations have 8 or 16 bits, got {bits} for {pattern!r}")
+        for what, given in (("activations", self.bits), ("weights", self.weight_bits)):
+            for pattern, bits in given.items():
+                if bits not in (8, 16):
+                    raise IntqError(f"{what} have 8 or 16 bits, got {bits} for {pattern!r}")
 
 
 def quantize(
@@ -79,6 +81,7 @@ def quantize(
     residual_bits: int = 8,
     functions: str = "exact",
     bits: Mapping[str, int] | None = None,
+    weight_bits: Mapping[str, int] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
     longest: int = LONGEST,
@@ -96,8 +99,8 @@ def quantize(
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
     LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
-    with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers read 16-bit activations. ``ranges``:
-    {module path: (low, high)}: of what these modules make, known from training instead of calibration.
+    with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers and convolutions over frames read
+    16-bit activations; ``weight_bits``: which have 16-bit weights, as two products of 8 bits. ``ranges``: {module path: (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph. ``longest``: samples of a
     recording that the integer network takes at a time.
     ``progress(stage, done, total)`` is called along the way.
@@ -115,6 +118,7 @@ def quantize(
         seed,
         functions,
         dict(bits or {}),
+        dict(weight_bits or {}),
         dict(ranges or {}),
     )
     report = progress or (lambda stage, done, total: None)
@@ -333,7 +337,7 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
     left out: a bias that corrects the mean of clipped peaks shifts every pixel, through a ReLU too (MobileNetV2, photos
     held out: 21.2 dB so, 18.6 dB with it, 19.3 dB without any correction).
     """
-    weights = {}
+    weights, fine = {}, fine_layers(graph, options.weight_bits)
     exact, rough = {graph.input: batches}, {graph.input: batches}
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     for done, node in enumerate(graph.nodes):
@@ -341,7 +345,9 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
         inputs = [list(x) for x in zip(*(rough[name] for name in node.inputs), strict=True)]
         rounded = node
         if node.op in CONTRACTIONS:
-            chosen = round_weights(node, float_inputs, inputs, options.rounding, options.bias_correction, options.seed)
+            rounding, correct = options.rounding, options.bias_correction
+            bits = 16 if node.name in fine else 8
+            chosen = round_weights(node, float_inputs, inputs, rounding, correct, options.seed, bits)
             weights[node.name] = chosen
             rounded = node.with_parameters(weight=chosen.real(), bias=chosen.bias.float())
         exact[node.name] = [evaluate(node, *x) for x in float_inputs]

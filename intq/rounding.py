@@ -1,6 +1,7 @@
-"""Real weights -> int8 weights and a bias, so that a layer answers as the float layer does.
+"""Real weights -> integer weights and a bias, so that a layer answers as the float layer does.
 
-Per output channel the scale is the largest weight over 127. ``nearest`` rounds each weight alone. ``gptq`` rounds them
+Per output channel the scale is the largest weight over 127 (of 8 bits), or over 32384 (of 16, which are two weights of
+8 bits, ``254 coarse + fine``). ``nearest`` rounds each weight alone. ``gptq`` rounds them
 one after another, each time letting the weights that are still real make up for the error on the inputs seen, for which
 it needs ``H = sum (x - mean)' (x - mean)`` of the layer's inputs ``x``, and no labels (Frantar et al. 2022,
 "GPTQ", eq. 2-3; about the mean, because the bias takes that). The bias is then corrected by the mean of what lacks.
@@ -21,7 +22,7 @@ from intq.ops.contract import windows
 from intq.ops.op import window_shape
 from intq.plan import Weights
 
-LIMIT = 127
+LIMITS = {8: 127, 16: 127 * 254 + 126}  # 127.5 coarse steps would round to 128
 ROUNDINGS = ("nearest", "gptq")
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of H's diagonal, added to it; the next when the Cholesky factor fails
 BLOCK = 128  # columns rounded before the rest is updated by one matrix product
@@ -32,16 +33,21 @@ Inputs = list[list[Tensor]]  # per batch, the node's inputs
 
 
 def round_weights(
-    node: FloatNode, exact: Inputs, rough: Inputs, rounding: str, correct_bias: bool, seed: int
+    node: FloatNode, exact: Inputs, rough: Inputs, rounding: str, correct_bias: bool, seed: int, bits: int = 8
 ) -> Weights:
-    """``exact``, ``rough``: the node's inputs in the float network, and behind layers that are rounded already."""
+    """``exact``, ``rough``: the node's inputs in the float network, and behind layers that are rounded already.
+
+    Weights of 16 bits are rounded to nearest: there is nothing to make up for.
+    """
     weight, groups = node.parameters["weight"], node.attrs.get("groups", 1)
     w = weight.double().reshape(groups, len(weight) // groups, -1)  # (g, co/g, k)
-    scale = w.abs().amax(2) / LIMIT
+    scale = w.abs().amax(2) / LIMITS[bits]
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     real = w / scale[..., None]
-    q = real.round() if rounding == "nearest" else compensate(real, second_moments(node, rough, seed))
-    result = Weights(q.reshape(weight.shape).to(torch.int8), scale.reshape(-1), node.parameters["bias"].double())
+    nearest = rounding == "nearest" or bits == 16
+    q = real.round() if nearest else compensate(real, second_moments(node, rough, seed))
+    dtype = {8: torch.int8, 16: torch.int16}[bits]
+    result = Weights(q.reshape(weight.shape).to(dtype), scale.reshape(-1), node.parameters["bias"].double())
     if not correct_bias:
         return result
     return Weights(result.q, result.scale, result.bias + mean_error(node, result, exact, rough))
@@ -122,7 +128,7 @@ def compensate(real: Tensor, h: Tensor) -> Tensor:
         block, errors = rest[:, start:stop], torch.empty_like(rest[:, start:stop])
         for i in range(stop - start):
             factors = upper[:, start + i, start + i : stop]
-            rounded = q[:, start + i].copy_(block[:, i]).round_().clamp_(-LIMIT, LIMIT)
+            rounded = q[:, start + i].copy_(block[:, i]).round_().clamp_(-LIMITS[8], LIMITS[8])
             error = torch.sub(block[:, i], rounded, out=errors[:, i]).div_(factors[:, :1])
             block[:, i:].addcmul_(factors[:, :, None], error[:, None], value=-1)
         rest[:, stop:].baddbmm_(upper[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)

@@ -25,14 +25,23 @@ def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
     often a hundredth as loud as its loudest moment, and 8 bits would leave it two or three levels.
     Raises IntqError for a pattern that matches none.
     """
+    chosen = dict.fromkeys(_readers_of_samples(graph), 16) | _matched(graph, bits)
+    return frozenset(name for name, b in chosen.items() if b == 16)
+
+
+def fine_layers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
+    """The layers whose weights have 16 bits, by the same patterns, with the same errors."""
+    return frozenset(name for name, b in _matched(graph, bits).items() if b == 16)
+
+
+def _matched(graph: FloatGraph, bits: Mapping[str, int]) -> dict[str, int]:
+    """{layer: bits} by the last pattern that matches its path."""
     layers = [node for node in graph.nodes if node.op in ("linear", "conv1d")]
     for pattern in bits:
         if not any(fnmatchcase(node.module, pattern) for node in layers):
             known = ", ".join(node.module for node in layers[:4])
             raise IntqError(f"no layer is called {pattern!r}; there are {known}, ...")
-    chosen = dict.fromkeys(_readers_of_samples(graph), 16)
-    chosen |= {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
-    return frozenset(name for name, b in chosen.items() if b == 16)
+    return {node.name: b for pattern, b in bits.items() for node in layers if fnmatchcase(node.module, pattern)}
 
 
 def _readers_of_samples(graph: FloatGraph) -> list[str]:
