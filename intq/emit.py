@@ -168,8 +168,9 @@ def _add(e: _Emitter, node: FloatNode):
 def _mul(e: _Emitter, node: FloatNode):
     quant = e.quants[node.name]
     order = channel_last(len(node.shape))
-    values = [e.in_order(name, order, eight_bits=True) for name in node.inputs]
-    has = [e.plan.eight_bits(name) for name in node.inputs]
+    wide = node.name in e.plan.wide_readers
+    values = [e.in_order(name, order, eight_bits=not wide) for name in node.inputs]
+    has = [e.quants[name] if wide else e.plan.eight_bits(name) for name in node.inputs]
     (multiplier,), offset, shift = rescaling([has[0].scale * has[1].scale / quant.scale], [0], 0.0, quant.zero_point)
     attrs = limits(node, quant) | {"zero_point_a": has[0].zero_point, "zero_point_b": has[1].zero_point}
     constants = {"multiplier": multiplier, "offset": offset, "shift": shift}

@@ -1,9 +1,9 @@
 """What :mod:`intq.emit` writes for contractions: 8 or 16 bits go in, a residual and a curve may follow their sums.
 
 A layer that reads 16 bits is two of 8, by ``x = 256 * (high - 128) + low``: that of the high bytes keeps its sums as
-they are, int32, and that of the low bytes adds 256 times these, as it would a residual. Weights of 16 bits are two of 8,
-``w = 254 * coarse + fine``, each an int8 within 127, in the same way. Of the four products of both, that of the low bytes
-and the fine weights is below what a sum of 16 bits shows: its mean alone is taken, in the bias.
+they are, int32, and that of the low bytes adds 256 times these, as it would a residual. In the same way weights of 16
+bits are two of 8, ``w = 254 * coarse + fine``, each an int8 within 127. Of the four products of both, that of the low
+bytes and the fine weights is below what a sum of 16 bits shows: its mean alone is taken, in the bias.
 """
 
 from __future__ import annotations
@@ -134,7 +134,10 @@ def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
         return Layer(op, geometry, weights(coarse, low_pad), terms, mask)
     unit = finer(quant)
     share = real * quant.scale / unit.scale
-    terms = [Term(high, BYTE * share, MIDDLE * _sums(fine)), Term(of_high, COARSE * BYTE * share, MIDDLE * _sums(coarse))]
+    terms = [
+        Term(high, BYTE * share, MIDDLE * _sums(fine)),
+        Term(of_high, COARSE * BYTE * share, MIDDLE * _sums(coarse)),
+    ]
     left_out = (BYTE - 1) / 2 * share * _sums(fine)
     both = Layer(op, geometry, weights(fine, high_pad), terms, mask)
     of_both = _summed(e, node, both, f"{name}.fine", unit, left_out)

@@ -68,7 +68,19 @@ Functions = Annotated[
 ]
 Bits = Annotated[
     list[str] | None,
-    typer.Option(metavar="LAYERS=16", help="Layers that read 16 bits, by pattern; repeatable."),
+    typer.Option(
+        metavar="LAYERS=16",
+        help="Layers that read 16 bits, by pattern; repeatable.",
+        show_default="8; of a Conformer 16",
+    ),
+]
+WeightBits = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LAYERS=16",
+        help="Layers with 16-bit weights, by pattern; repeatable.",
+        show_default="8; of a Conformer 16",
+    ),
 ]
 ResidualBits = Annotated[
     int | None,

@@ -82,7 +82,7 @@ class Plan:
 
     ``curved``: the linear layers that end in the curve of the function which alone reads them. ``lifted``: of those
     functions, the ones that an affine alone reads, by powers of two: it is part of the curve too. ``wide_readers``: the
-    linear layers that take their input in 16 bits.
+    layers and products that take their inputs in 16 bits.
     """
 
     graph: FloatGraph

@@ -100,7 +100,8 @@ def quantize(
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
     LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
     with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers and convolutions over frames read
-    16-bit activations; ``weight_bits``: which have 16-bit weights, as two products of 8 bits. ``ranges``: {module path: (low, high)}: of what these modules make, known from training instead of calibration.
+    16-bit activations; ``weight_bits``: which have 16-bit weights, as two products of 8 bits. ``ranges``: {module path:
+    (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph. ``longest``: samples of a
     recording that the integer network takes at a time.
     ``progress(stage, done, total)`` is called along the way.

@@ -19,14 +19,17 @@ GRID = 4097
 
 
 def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
-    """The layers that read 16 bits: of the patterns that match a layer's path the last counts.
+    """The layers that read 16 bits, and the products, as those of gates, that such layers alone read.
 
-    Layers that read a recording's samples, as they are or normalised, read 16 bits unless a pattern says 8: a voice is
-    often a hundredth as loud as its loudest moment, and 8 bits would leave it two or three levels.
+    Of the patterns that match a layer's path the last counts. Layers that read a recording's samples, as they are or
+    normalised, read 16 bits unless a pattern says 8: a voice is often a hundredth as loud as its loudest moment, and 8
+    bits would leave it two or three levels.
     Raises IntqError for a pattern that matches none.
     """
     chosen = dict.fromkeys(_readers_of_samples(graph), 16) | _matched(graph, bits)
-    return frozenset(name for name, b in chosen.items() if b == 16)
+    layers, users = {name for name, b in chosen.items() if b == 16}, graph.users()
+    products = {n.name for n in graph.nodes if n.op == "mul" and layers.issuperset(u.name for u in users[n.name])}
+    return frozenset(layers | products)
 
 
 def fine_layers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
@@ -71,7 +74,7 @@ def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> 
         elif node.op in ("shift", "embedding"):
             wide |= {node.name, *node.inputs}
         if node.name in readers:
-            wide.add(node.inputs[0])
+            wide |= set(node.inputs) if node.op == "mul" else {node.inputs[0]}
     return {name for name in wide if name in makers}
 
 

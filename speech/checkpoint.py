@@ -15,6 +15,7 @@ from intq.pretrained import fill
 from intq.speech import assets, huggingface, nemo, sections
 from intq.speech.labels import Labels, characters, sentencepiece
 from intq.speech.models import ARCHITECTURES, architecture
+from intq.speech.models.conformer import ConformerEncoder
 from intq.speech.models.heads import Head
 from intq.speech.models.network import SpeechModel
 from intq.speech.packages import PACKAGED, Offset
@@ -48,6 +49,11 @@ class Checkpoint:
     def sample_rate(self) -> int:
         """In Hz."""
         return self.model.rate
+
+    @property
+    def attends(self) -> bool:
+        """Whether it is a Conformer: attention behind a front end."""
+        return self.front is not None and isinstance(self.model.encoder, ConformerEncoder)
 
     @property
     def longest(self) -> int:

@@ -31,6 +31,10 @@ READS = "recordings"
 OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
+# Bits of a Conformer's activations and weights. Other phonemes than in float, 9773 of recorded prompts (hama):
+# calibrated on others of them 0.56 % with 8 bits, 0.19 % with 16-bit activations, 0.04 % with 16-bit weights too;
+# without data 0.32 %. It costs three products of 8 bits instead of one.
+WIDE = {"*": 16}
 
 
 def names() -> tuple[str, ...]:
@@ -125,6 +129,7 @@ def quantize(
     """The integer network of a checkpoint, from samples to scores, calibrated on the data.
 
     zero_shot: calibrated without data, on recordings made from the network (:mod:`intq.zero_shot`).
+    A Conformer's layers have 16 bits where `bits` and `weight_bits` do not say otherwise, see WIDE.
     """
     from intq.quantize import quantize
 
@@ -135,6 +140,8 @@ def quantize(
         recordings, options = made.samples, {**made.options, **options}
     else:
         recordings = calibration(checkpoint, data, samples, seed)
+    if checkpoint.attends:
+        options |= {name: WIDE | (options.get(name) or {}) for name in ("bits", "weight_bits")}
     longest = checkpoint.longest
     graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
     graph = made.noted(graph) if zero_shot else graph
