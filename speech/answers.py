@@ -74,8 +74,8 @@ def _parts(answers: Answers, reader: Reader, metadata, top: int, decode) -> dict
     found: list[dict[str, Any]] = []
     for first, scores in answers:
         for frame, label in enumerate(scores.argmax(axis=-1)):
-            start = first / reader.rate + frame * reader.step
-            name, end = metadata["labels"][label], start + reader.step
+            name = metadata["labels"][label]
+            start, end = (first / reader.rate + place * reader.step for place in (frame, frame + 1))
             if found and found[-1]["label"] == name:
                 found[-1]["end"] = end
             else:
