@@ -16,6 +16,7 @@ from intq.errors import IntqError
 from intq.frontend import FrontEnd, mel_filters
 from intq.speech import archive, nemo, sections
 from intq.speech.checkpoint import Checkpoint, load
+from intq.speech.labels import piece_names
 from intq.speech.models import CEPSTRAL
 from intq.speech.models.conformer import ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
@@ -300,7 +301,7 @@ def test_a_tokenizer(tmp_path):
         "_target_": ASR + "ConvASRDecoder",
         "feat_in": 10,
         "num_classes": 20,
-        "vocabulary": sections.pieces(tokenizer),
+        "vocabulary": piece_names(tokenizer),
     }
     model = config(tokenizer=section, decoder=decoder)
     values = saved(state(model))
@@ -310,7 +311,7 @@ def test_a_tokenizer(tmp_path):
     assert len(found.labels) == 20 and found.labels[0] == "<unk>" and "▁" in found.labels
     with pytest.raises(IntqError, match=r"lacks its tokenizer, 1234_tokenizer\.model"):
         load(write_nemo(tmp_path / "none.nemo", model, values))
-    with pytest.raises(IntqError, match="not a SentencePiece model"):
+    with pytest.raises(IntqError, match="no SentencePiece model"):
         load(write_nemo(tmp_path / "broken.nemo", model, values, **{"1234_tokenizer.model": b"\xff" * 40}))
     section["type"] = "wpe"
     with pytest.raises(IntqError, match="tokenizer of type 'wpe'; taken is bpe"):
