@@ -15,6 +15,8 @@ from intq.floatgraph import FloatNode
 from intq.functions import FUNCTIONS
 from intq.ops.attention import LARGEST, RECIPROCAL_BITS, SHARE_SHIFT
 from intq.ops.embedding import NO_TOKEN
+from intq.ops.relative import longest as tokens_of
+from intq.ops.relative import met
 from intq.ops.rows import UNIT_BITS
 from intq.plan import limits
 
@@ -105,13 +107,12 @@ def relative(e, node: FloatNode):
     """The vectors of distances in 8 bits, as many as the longest input has."""
     x, quant = e.in_order(node.inputs[0], (0, 1, 2), eight_bits=True), e.quants[node.name]
     table, longest = node.parameters["table"].double().numpy(), e.most(node.shape[2])
-    most = (table.shape[1] + 1) // 2
-    if longest > most:
+    if longest > tokens_of(table):
         raise IntqError(
-            f"{node.module}: its table has positions for {most} tokens or frames, but the longest input makes "
-            f"{longest}; quantize it with a smaller `longest`"
+            f"{node.module}: its table has positions for {tokens_of(table)} tokens or frames, but the longest input "
+            f"makes {longest}; quantize it with a smaller `longest`"
         )
-    table = table[:, most - longest : most + longest - 1]
+    table = met(table, longest)
     step = np.abs(table).max() / WORD_LIMIT or 1.0
     (multiplier,), shift = dyadic_terms(
         [e.plan.eight_bits(node.inputs[0]).scale * step * node.attrs["scale"] / quant.scale]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from intq.backends.torch import by_distance
+
 
 def differentiable(operator) -> None:
     """Give an operator the gradient of the function that it was made of, which is computed once more for that."""
@@ -35,14 +37,7 @@ def relative_scores(q: Tensor, table: Tensor, scale: float) -> Tensor:
     ``q`` (n, tokens, heads * size); ``table`` (heads, 2 L - 1, size), a vector for each distance j - i from -(L - 1) to
     L - 1. The result (n, heads, tokens, tokens) is what scaled_dot_product_attention takes as ``attn_mask``.
     """
-    heads, distances, size = table.shape
-    n, tokens, _ = q.shape
-    longest = (distances + 1) // 2
-    near = table[:, longest - tokens : longest + tokens - 1]
-    by_distance = q.unflatten(-1, (heads, size)).transpose(1, 2) @ near.transpose(1, 2)
-    at = torch.arange(tokens, device=q.device)
-    at = tokens - 1 + at[None, :] - at[:, None]  # (query, key)
-    return by_distance.gather(3, at.expand(n, heads, -1, -1)) * scale
+    return by_distance(q.unflatten(-1, (len(table), -1)).transpose(1, 2), table) * scale
 
 
 @relative_scores.register_fake

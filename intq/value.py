@@ -13,7 +13,6 @@ DTYPE_RANGE = {
     "int16": (-(2**15), 2**15 - 1),
     "int32": (-(2**31), 2**31 - 1),
 }
-DTYPE_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "int32": 4}
 
 Shape = tuple[int | str, ...]
 

@@ -175,20 +175,6 @@ def quantize(
 # ---- run ---------------------------------------------------------------------------------------------------------
 
 
-def run(
-    predict: Predict,
-    reader: Reader,
-    metadata: Mapping[str, Any],
-    inputs: Sequence[str],
-    *,
-    top: int,
-    pair: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """What the network says to each text, or each text with its second one in `pair`: :mod:`intq.nlp.answers`."""
-    return answers.run(predict, reader, metadata, inputs, top=top, pair=pair, progress=progress)
-
-
 # ---- eval --------------------------------------------------------------------------------------------------------
 
 
@@ -250,4 +236,4 @@ def _judged(
     return found, np.concatenate(all_given)
 
 
-members, summary = suite.members, suite.summary
+run, members, summary = answers.run, suite.members, suite.summary

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from intq.errors import IntqError
 from intq.ranking import best
 from intq.speech import audio
-from intq.speech.decode import Decode, greedy
+from intq.speech.decode import Decode, beam_search, greedy
 from intq.speech.evaluate import Predict, Progress, answered
 from intq.speech.reader import Reader
 
@@ -25,7 +26,7 @@ def run(
     inputs: Sequence[str],
     *,
     top: int,
-    decode: Decode | None = None,
+    language_model: str | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """What the network says to each file: {"input", "seconds", "real_time_factor", "notices"} and
@@ -35,9 +36,10 @@ def run(
     of one per frame     "parts": {"label", "start", "end"} in seconds, neighbouring frames of one best label together
 
     A recording longer than the network takes at a time is cut where it is quiet: its pieces' transcripts follow each
-    other, a classifier's scores add up. real_time_factor: seconds of computing for a second of audio.
+    other, a classifier's scores add up. real_time_factor: seconds of computing for a second of audio. language_model:
+    of KenLM, by which transcripts are searched.
     """
-    rows = []
+    decode, rows = decoder(reader, metadata, language_model), []
     for number, name in enumerate(inputs):
         path = Path(name)
         said, length = audio.changes(path, reader.rate), max(audio.seconds(path), 1e-9)
@@ -54,6 +56,15 @@ def run(
         row |= {"seconds": seconds, "real_time_factor": (time.perf_counter() - start) / seconds, "notices": list(said)}
         rows.append(row)
     return rows
+
+
+def decoder(reader: Reader, metadata: Mapping[str, Any], language_model: str | None) -> Decode | None:
+    """The search with a language model's file; None without one. Raises IntqError for what writes no transcripts."""
+    if language_model is None:
+        return None
+    if reader.labels is None:
+        raise IntqError(f"{metadata['model']} writes no transcripts: leave out --language-model")
+    return beam_search(reader.labels, metadata.get("scale", 1.0), Path(language_model))
 
 
 Answers = list[tuple[int, np.ndarray]]  # of each piece, its first sample and its scores
@@ -74,8 +85,8 @@ def _parts(answers: Answers, reader: Reader, metadata, top: int, decode) -> dict
     found: list[dict[str, Any]] = []
     for first, scores in answers:
         for frame, label in enumerate(scores.argmax(axis=-1)):
-            start = first / reader.rate + frame * reader.step
-            name, end = metadata["labels"][label], start + reader.step
+            name = metadata["labels"][label]
+            start, end = (first / reader.rate + place * reader.step for place in (frame, frame + 1))
             if found and found[-1]["label"] == name:
                 found[-1]["end"] = end
             else:

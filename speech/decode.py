@@ -6,7 +6,7 @@ after the network has answered, in floating point, by a library of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,6 @@ def greedy(scores: np.ndarray, labels: Labels) -> str:
     """The transcript that the best path spells. scores: integers (frames, labels)."""
     _check(scores, labels)
     return labels.text(best_labels(scores, labels.blank).tolist())
-
-
-def tokens(scores: np.ndarray, names: Sequence[str], blank: int) -> list[str]:
-    """The best path by its labels' names, such as phonemes."""
-    return [names[label] for label in best_labels(scores, blank)]
 
 
 def beam_search(

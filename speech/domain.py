@@ -5,7 +5,7 @@ Importing this module needs NumPy alone; soundfile reads recordings, torch comes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from intq.graph import Graph
 from intq.probes import shortest
 from intq.speech import answers, audio
 from intq.speech import data as utterances_of
-from intq.speech.decode import beam_search
 from intq.speech.evaluate import Predict, Progress
 from intq.speech.evaluate import evaluate as judged
 from intq.speech.reader import SAMPLES, Reader, of_metadata
@@ -154,19 +153,7 @@ def quantize(
 # ---- run, eval ---------------------------------------------------------------------------------------------------
 
 
-def run(
-    predict: Predict,
-    reader: Reader,
-    metadata: Mapping[str, Any],
-    inputs: Sequence[str],
-    *,
-    top: int,
-    language_model: str | None = None,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """What the network says to each recording: :mod:`intq.speech.answers`."""
-    decode = _decoder(reader, metadata, language_model)
-    return answers.run(predict, reader, metadata, inputs, top=top, decode=decode, progress=progress)
+run = answers.run
 
 
 def evaluate(
@@ -194,7 +181,7 @@ def evaluate(
         )
     if download is not None:
         data = utterances_of.download(download, Path(data or ".").expanduser())
-    decode = _decoder(reader, metadata, language_model)
+    decode = answers.decoder(reader, metadata, language_model)
     return judged(
         predict,
         reader.frames,
@@ -208,11 +195,3 @@ def evaluate(
         shortest=reader.shortest,
         progress=progress,
     )
-
-
-def _decoder(reader: Reader, metadata: Mapping[str, Any], language_model: str | None):
-    if language_model is None:
-        return None
-    if reader.labels is None:
-        raise IntqError(f"{metadata['model']} writes no transcripts: leave out --language-model")
-    return beam_search(reader.labels, metadata.get("scale", 1.0), Path(language_model))

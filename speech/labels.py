@@ -9,9 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intq.errors import IntqError
+from intq.pretrained import first_line
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 SPACE = "\u2581"  # SentencePiece writes a space so
 DELIMITER = "|"  # and Hugging Face's CTC tokenizers so
@@ -70,14 +74,7 @@ def sentencepiece(model: bytes, blank: int | None = None) -> Labels:
 
     Raises IntqError for what is no such model.
     """
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except (RuntimeError, TypeError) as error:
-        raise IntqError(f"the tokenizer is no SentencePiece model ({error})") from None
-    texts = []
+    processor, texts = _processor(model), []
     for index in range(processor.get_piece_size()):
         piece = processor.id_to_piece(index)
         if processor.is_control(index) or processor.is_unused(index):
@@ -89,6 +86,23 @@ def sentencepiece(model: bytes, blank: int | None = None) -> Labels:
         else:
             texts.append(piece.replace(SPACE, " "))
     return _with_blank(texts, blank)
+
+
+def piece_names(model: bytes) -> list[str]:
+    """The pieces of a SentencePiece model as it calls them, in the order of their ids. Raises as `sentencepiece`."""
+    processor = _processor(model)
+    return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+
+
+def _processor(model: bytes) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, TypeError) as error:
+        raise IntqError(f"the tokenizer is no SentencePiece model ({first_line(error)})") from None
+    return processor
 
 
 def hugging_face(

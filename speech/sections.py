@@ -17,7 +17,8 @@ from torch import nn
 
 from intq.errors import IntqError
 from intq.frontend import FrontEnd
-from intq.pretrained import few, first_line
+from intq.pretrained import few
+from intq.speech.labels import piece_names
 from intq.speech.models import CEPSTRAL
 from intq.speech.models.conformer import ConformerEncoder, ConformerSettings
 from intq.speech.models.convolutional import BlockSettings, ConvEncoder
@@ -207,7 +208,7 @@ def head(config: Mapping[str, Any], channels: int, tokenizer: bytes | None) -> t
     if kind != "ctc":
         labels = config["labels"]
     elif not (labels := given.get("vocabulary")) and tokenizer is not None:
-        labels = pieces(tokenizer)
+        labels = piece_names(tokenizer)
     count = given.get("num_classes") or -1
     if not labels:
         if count < 1:
@@ -228,17 +229,6 @@ _DECODER_KEYS = {
     *("feat_in", "hidden_size", "num_classes", "vocabulary", "init_mode"),
     *("return_logits", "log_softmax", "activation"),  # logits are given in any case
 }
-
-
-def pieces(tokenizer: bytes) -> list[str]:
-    """The pieces of a SentencePiece model, in the order of their ids."""
-    import sentencepiece
-
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-    except RuntimeError as error:
-        raise IntqError(f"the tokenizer is not a SentencePiece model ({first_line(error)})") from error
-    return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
 
 
 def _target(section: Any, what: str, taken: Sequence[str]) -> tuple[str, dict[str, Any]]:

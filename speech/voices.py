@@ -64,19 +64,8 @@ def speak(voice: Voice, text: str, rate: int) -> np.ndarray:
     """
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if voice.engine == "espeak-ng":
-            options = [
-                "-a",
-                LOUDNESS,
-                "-v",
-                voice.name,
-                "-s",
-                str(voice.speed),
-                "-p",
-                str(voice.pitch),
-                "-w",
-                file.name,
-                text,
-            ]
+            options = ["-a", LOUDNESS, "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch)]
+            options += ["-w", file.name, text]
         else:
             options = ["-voice", voice.name, "-t", text, "-o", file.name]
         done = subprocess.run([voice.engine, *options], capture_output=True, text=True, check=False)

@@ -257,3 +257,9 @@ def random_graph(seed: int, blocks: int = 4, side: int = 12) -> Graph:
     weight = net.rng.integers(-127, 128, (10, x.channels)).astype(np.int8)
     scores = contraction(net, "linear", x, weight, "int32", {})
     return Graph((pixels,), tuple(net.nodes), (scores.name,), {"name": f"random {seed}"})
+
+
+def pixels(graph: Graph, batch: int = 2, seed: int = 0) -> np.ndarray:
+    """A random input of a graph of images."""
+    shape = (batch, *graph.inputs[0].shape[1:])
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)

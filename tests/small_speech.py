@@ -23,6 +23,7 @@ QUARTZNET = (
     BlockSettings(32, 9, dilation=2, separable=True),
     BlockSettings(40, 1),
 )
+TINY = (BlockSettings(24, 5, stride=2, separable=True), BlockSettings(32, 1))
 JASPER = (
     BlockSettings(16, 5, stride=2),
     BlockSettings(16, 5, 2, residual=True, residual_dense=True),
@@ -41,7 +42,7 @@ def small(kind: str = "quartznet", head: str = "ctc", seed: int = 0, **front) ->
             ConformerSettings(16, 32, 2, 4, kernel=7, subsampling=how, factor=factor, positions=positions)
         )
     else:
-        encoder = ConvEncoder(16, {"quartznet": QUARTZNET, "jasper": JASPER}[kind])
+        encoder = ConvEncoder(16, {"quartznet": QUARTZNET, "jasper": JASPER, "tiny": TINY}[kind])
     decoder = HEADS[head](encoder.channels, len(LETTERS))
     randomize(nn.ModuleList([encoder, decoder]))
     model = SpeechModel(settings, encoder, decoder).eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """The commands on recordings, as a user meets them: transcripts, error rates, every mistake in one sentence."""
 
+import itertools
 import json
 import shutil
 
@@ -24,7 +25,7 @@ def spoken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech")
     write_recordings(folder / "data", TEXTS)
     for head in ("ctc", "classification", "frames"):
-        nemo.save(small(head=head), folder / f"{head}.nemo")
+        nemo.save(small("tiny", head), folder / f"{head}.nemo")
     return folder
 
 
@@ -45,7 +46,7 @@ def test_run_spells_the_references_scores(net, spoken):
         (scores,) = reference.run(graph, samples[None], np.array([len(samples)], np.int32))
         labels = characters(graph.metadata["labels"])
         assert row["input"] == str(file) and row["text"] == greedy(scores[0], labels)
-        assert row["seconds"] == pytest.approx(len(samples) / RATE) and row["real_time_factor"] > 0
+        assert row["seconds"] == len(samples) / RATE and row["real_time_factor"] > 0
         assert row["notices"] == []
     assert "real-time factor" in invoke("run", net, files[0]).stdout
 
@@ -79,7 +80,7 @@ def test_a_network_of_classes_and_one_of_frames(spoken, tmp_path):
     assert [set(each) for each in row["top"]] == [{"label", "index", "score"}] * 2
     (row,) = answer("run", tmp_path / "frames", file)
     assert row["parts"][0]["start"] == 0
-    assert all(a["end"] == pytest.approx(b["start"]) for a, b in zip(row["parts"], row["parts"][1:], strict=False))
+    assert all(a["end"] == b["start"] for a, b in itertools.pairwise(row["parts"]))
     assert "writes no transcripts" in complaint("eval", tmp_path / "frames", "--data", spoken / "data")
 
 

@@ -207,7 +207,7 @@ def test_a_perfect_listener_makes_no_errors_in_batches_of_similar_length(tmp_pat
     )
     assert found["task"] == "speech-recognition" and found["examples"] == 5 and found["notices"] == []
     assert found["metrics"] == {"wer": 0.0, "cer": 0.0}
-    assert found["hours"] == pytest.approx(2 * FRAME * 23 / RATE / 3600)
+    assert found["hours"] == 2 * FRAME * 23 / RATE / 3600
     assert listener.shapes == [(2, 400), (2, 1200), (1, 2200)] and seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -239,7 +239,7 @@ def test_long_recordings_are_heard_in_pieces_and_other_rates_are_said(tmp_path):
     listener = Listener()
     found = evaluate(listener, frames, LABELS, [each], RATE, longest=2000, batch=1)
     assert len(listener.shapes) > 1 and max(shape[1] for shape in listener.shapes) <= 2000
-    assert found["hours"] == pytest.approx(len(samples) / RATE / 3600)
+    assert found["hours"] == len(samples) / RATE / 3600
     soundfile.write(tmp_path / "0.wav", np.zeros((8000, 2)), 8000)
     notices = evaluate(listener, frames, LABELS, given, RATE)["notices"]
     assert [notice.partition(": ")[0] for notice in notices] == ["1 of 1 recordings"] * 2

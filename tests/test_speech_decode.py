@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from intq.errors import IntqError
-from intq.speech.decode import beam_search, best_labels, greedy, tokens
+from intq.speech.decode import beam_search, best_labels, greedy
 from intq.speech.labels import Labels, characters, hugging_face, normalized, sentencepiece
 
 LETTERS = characters([" ", *"abc'"])
@@ -119,10 +119,6 @@ def test_sentencepieces_text_is_the_librarys(options):
 def test_what_is_no_sentencepiece_model():
     with pytest.raises(IntqError, match="no SentencePiece model"):
         sentencepiece(b"nothing")
-
-
-def test_phonemes_go_by_their_names():
-    assert tokens(scores_of([0, 2, 1, 1, 2, 1], 3), ["AH", "B"], blank=2) == ["AH", "B", "B"]
 
 
 def test_another_number_of_labels_is_an_error():

@@ -30,8 +30,8 @@ def test_the_rates_are_the_definition(pairs):
             wer(found, truth)
         return
     errors = sum(distance(a.split(), b.split()) for a, b in pairs)
-    assert wer(found, truth) == pytest.approx(errors / count)
-    assert cer(found, truth) == pytest.approx(sum(distance(a, b) for a, b in pairs) / sum(map(len, truth)))
+    assert wer(found, truth) == errors / count
+    assert cer(found, truth) == sum(distance(a, b) for a, b in pairs) / sum(map(len, truth))
 
 
 def test_an_empty_reference_counts_what_was_made_up_for_it():
@@ -41,8 +41,8 @@ def test_an_empty_reference_counts_what_was_made_up_for_it():
 
 def test_case_and_punctuation_do_not_count_but_apostrophes_do():
     assert error_rates(["it isnt, so."], ["IT ISN\u2019T SO"]) == {
-        "wer": pytest.approx(1 / 3),
-        "cer": pytest.approx(1 / 11),
+        "wer": 1 / 3,
+        "cer": 1 / 11,
     }
 
 

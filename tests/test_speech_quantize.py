@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from compiled import here, loaded
 from small_speech import RATE, recording, small
 
 import intq
@@ -20,11 +21,11 @@ SAMPLES = [recording(1.1, seed)[None] for seed in range(3)] + [recording(0.7, 5)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request):
-    """(checkpoint, its integer network, the same compiled)."""
-    checkpoint = small(request.param)
+def made(request, tmp_path_factory):
+    """(checkpoint, its integer network, the same compiled, whose library stays where it is)."""
+    checkpoint, folder = small(request.param), tmp_path_factory.mktemp(request.param)
     graph = domain.quantize(checkpoint, None, samples=3, seed=0)
-    return checkpoint, graph, intq.compile(graph)
+    return checkpoint, graph, loaded(graph, here()[0], folder, 2)
 
 
 def sqnr(exact: np.ndarray, rough: np.ndarray) -> float:
@@ -77,7 +78,8 @@ def test_an_utterance_is_what_it_is_alone(made):
 
 
 def test_every_backend_gives_the_same(made):
-    result = intq.verify(made[1])
+    _, graph, network = made
+    result = intq.verify(graph, network=network)
     assert not any(result["mismatches"].values()) and result["float_instructions"] == 0
     assert result["compared"]["alone_equals_padded"] > 0
 

@@ -17,6 +17,7 @@ from intq.ops.attention import ZERO_POINT, split
 from intq.ops.contract import masked
 from intq.ops.log_mel import frame_count
 from intq.ops.op import window_shape
+from intq.ops.relative import met, places
 from intq.value import DTYPE_RANGE, check_inputs
 
 
@@ -245,11 +246,9 @@ def _heads_apart(x: np.ndarray, heads: int) -> np.ndarray:
 def _relative(inputs, node):
     table = node.constants["distances"]
     q = _heads_apart(inputs[0], len(table))
-    tokens, longest = q.shape[2], node.attrs["longest"]
-    near = table[:, longest - tokens : longest + tokens - 1]  # of the distances -(tokens - 1) to tokens - 1
-    by_distance = _exact_matmul(q, near.swapaxes(1, 2))
-    at = tokens - 1 + np.arange(tokens)[None, :] - np.arange(tokens)[:, None]  # (query, key)
-    return (np.take_along_axis(by_distance, np.broadcast_to(at, (*q.shape[:2], *at.shape)), 3),)
+    tokens = q.shape[2]
+    by_distance = _exact_matmul(q, met(table, tokens).swapaxes(1, 2))  # (n, head, query, distance)
+    return (np.take_along_axis(by_distance, np.broadcast_to(places(tokens), (*q.shape[:3], tokens)), 3),)
 
 
 def _spectrum(inputs, node):

@@ -25,6 +25,7 @@ from intq.ops.attention import ZERO_POINT, split
 from intq.ops.contract import masked
 from intq.ops.log_mel import frame_count
 from intq.ops.op import Attrs, window_shape
+from intq.ops.relative import met, places
 from intq.value import DTYPE_RANGE, Value, check_inputs
 
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
@@ -251,12 +252,15 @@ def _heads_apart(x: Tensor, heads: int) -> Tensor:
 
 def _relative(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor]:
     table = constants["distances"]
-    q = _heads_apart(inputs[0].to(torch.float64), len(table))
-    tokens, longest = q.shape[2], node.attrs["longest"]
-    near = table[:, longest - tokens : longest + tokens - 1].to(q)
-    at = torch.arange(tokens, device=q.device)
-    at = tokens - 1 + at[None, :] - at[:, None]  # (query, key)
-    return ((q @ near.transpose(1, 2)).gather(3, at.expand(*q.shape[:2], -1, -1)).to(dtype),)
+    return (by_distance(_heads_apart(inputs[0].to(torch.float64), len(table)), table).to(dtype),)
+
+
+def by_distance(q: Tensor, table: Tensor) -> Tensor:
+    """q (n, heads, tokens, size) . the table's vector of each distance -> (n, heads, query, key)."""
+    tokens = q.shape[2]
+    products = q @ met(table, tokens).to(q).transpose(1, 2)  # (n, head, query, distance)
+    at = torch.from_numpy(places(tokens)).to(q.device)
+    return products.gather(3, at.expand(*q.shape[:2], -1, -1))
 
 
 def _spectrum(inputs, node: Node, constants: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,21 @@ def _relative(L, operands, constants: Constants, attrs: Attrs):
     return rescale(L, terms, constants["offset"], constants["shift"], attrs["low"], attrs["high"])
 
 
-def longest(table: np.ndarray) -> int:
-    """The most tokens that a table has distances for."""
+def longest(table) -> int:
+    """The most tokens that a table, an array or a tensor, has distances for."""
     return (table.shape[1] + 1) // 2
+
+
+def met(table, tokens: int):
+    """The vectors of the distances that so many tokens meet, -(tokens - 1) to tokens - 1: of an array or a tensor."""
+    most = longest(table)
+    return table[:, most - tokens : most + tokens - 1]
+
+
+def places(tokens: int) -> np.ndarray:
+    """(query, key): the number of the distance between the two, among those that so many tokens meet."""
+    at = np.arange(tokens)
+    return tokens - 1 + at[None, :] - at[:, None]
 
 
 def _shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants) -> Shape:
