@@ -163,7 +163,12 @@ def quantize(
     given = ({"task": task} if task else {}) | ({"zero_shot": True} if zero_shot else {})
     graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
     proof = graph.verify()
-    weights = {hashlib.sha256(a).digest(): a.size for n in graph.nodes for k, a in n.constants.items() if k in WEIGHTS}
+    weights = {
+        hashlib.sha256(a.tobytes()).digest(): a.size
+        for n in graph.nodes
+        for k, a in n.constants.items()
+        if k in WEIGHTS
+    }
     with artifact.new_folder(output, overwrite=force) as new:
         artifact.write(graph, new)
         domain.save(checkpoint, new)
@@ -172,7 +177,7 @@ def quantize(
         "artifact": str(output),
         "model": graph.metadata["model"],
         "nodes": len(graph.nodes),
-        "parameters": sum(weights.values()),  # those of the two bytes of 16-bit activations are the same
+        "parameters": sum(distinct.values()),
         "bytes": size,
         "overflow": {"proven": True, "widest_bits": proof.widest_bits, "node": proof.node},
         "calibration": graph.metadata.get("calibration", "random" if random else "data"),

@@ -33,7 +33,7 @@ RANDOM_SECONDS = 4.0
 # Bits of a Conformer's activations and weights. Other phonemes than in float, 9773 of recorded prompts (hama):
 # calibrated on others of them 0.56 % with 8 bits, 0.19 % with 16-bit activations, 0.04 % with 16-bit weights too;
 # without data 0.32 %. It costs three products of 8 bits instead of one.
-WIDE = {"*": 16}
+WIDE = {"bits": {"*": 16}, "weight_bits": {"*": 16}}
 
 
 def names() -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def quantize(
     else:
         recordings = calibration(checkpoint, data, samples, seed)
     if checkpoint.attends:
-        options |= {name: WIDE | (options.get(name) or {}) for name in ("bits", "weight_bits")}
+        options |= {name: bits | (options.get(name) or {}) for name, bits in WIDE.items()}
     longest = checkpoint.longest
     graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
     graph = made.noted(graph) if zero_shot else graph

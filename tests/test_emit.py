@@ -1,14 +1,19 @@
 """A plan as integers: what the plan says of weights, padding and limits is what the integer network computes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from intq.artifact import digest
 from intq.backends import reference
 from intq.emit import emit
+from intq.emit_layers import COARSE
 from intq.emit_moves import reshape_groups
 from intq.floatgraph import FloatGraph, FloatNode
 from intq.plan import Plan, Quant, Weights
+from intq.rounding import LIMITS
 
 FRAMES = {"stride": 1, "dilation": 1, "groups": 1, "padding": (2, 1)}
 
@@ -45,6 +50,37 @@ def test_a_convolution_pads_with_what_its_input_had_in_place_of_zero(dtype):
     windows = np.lib.stride_tricks.sliding_window_view(padded - zero_point, 3, 1)  # (n, frame, channel, tap)
     expected = np.einsum("nfck,ock->nfo", windows, plan.weights["y"].q.numpy().astype(np.int64))
     np.testing.assert_array_equal(reference.run(graph, x)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_weights_of_16_bits(dtype):
+    """Of 8-bit inputs to the last integer; of 16 bits but for the fine weights of the low bytes, less their mean."""
+    zero_point, low, high = (100, 0, 255) if dtype == "uint8" else (0, -(2**15), 2**15 - 1)
+    weight = np.random.default_rng(2).integers(-LIMITS[16], LIMITS[16], (4, 5, 3), endpoint=True)
+    weight[0, 0] = -LIMITS[16], LIMITS[16], 127
+    scale = 1.0 if dtype == "uint8" else 2.0**9
+    plan = planned(convolution({}), dtype == "int16", x=Quant(dtype, 1.0, zero_point), y=Quant("int32", scale, 0))
+    plan = replace(plan, weights={"y": replace(plan.weights["y"], q=torch.from_numpy(weight).to(torch.int16))})
+    x = np.random.default_rng(1).integers(low, high, (2, 12, 5), dtype, endpoint=True)
+    padded = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (2, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 3, 1)  # (n, frame, channel, tap)
+    expected = np.einsum("nfck,ock->nfo", windows, weight)
+    (y,) = reference.run(emit(plan), x)
+    if dtype == "uint8":
+        np.testing.assert_array_equal(y, expected)
+    else:
+        fine = weight - COARSE * np.rint(weight / COARSE).astype(np.int64)
+        assert abs(fine).max() <= 127
+        left_out = np.einsum("nfck,ock->nfo", windows % 256, fine) - 127.5 * fine.sum((1, 2))
+        np.testing.assert_allclose(scale * y, expected - left_out, rtol=0, atol=260 * scale)
+
+
+def test_a_layer_that_is_asked_for_16_bits_takes_8_where_there_are_no_more():
+    narrow, wide = (
+        emit(planned(convolution({}), wide, x=Quant("uint8", 1.0, 9), y=Quant("int32", 1.0, 0)))
+        for wide in (False, True)
+    )
+    assert digest(narrow) == digest(wide)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])

@@ -84,11 +84,14 @@ def test_every_backend_gives_the_same(made):
     assert result["compared"]["alone_equals_padded"] > 0
 
 
-@pytest.mark.parametrize("bits", [{"*": 16}, {"encoder.encoder.0.*": 16}])
-def test_layers_that_read_16_bits(bits):
+@pytest.mark.parametrize(
+    ("bits", "gain"),
+    [({"bits": {"*": 16}}, 3), ({"bits": {"encoder.encoder.0.*": 16}}, -1), (domain.WIDE, 9)],
+)
+def test_layers_of_16_bits(bits, gain):
     checkpoint = small()
     eight, sixteen = (
-        quantize(checkpoint.model, SAMPLES, bits=chosen, rounding="nearest", bias_correction=False)
+        quantize(checkpoint.model, SAMPLES, **chosen, rounding="nearest", bias_correction=False)
         for chosen in ({}, bits)
     )
     samples = recording(1.5, 9)[None]
@@ -97,7 +100,7 @@ def test_layers_that_read_16_bits(bits):
     eight, sixteen = (
         sqnr(expected, reference.run(g, samples, lengths)[0] * g.values[g.outputs[0]].scale) for g in (eight, sixteen)
     )
-    assert sixteen > eight + (3 if "*" in bits else -1)
+    assert sixteen > eight + gain
 
 
 def test_recordings_of_other_lengths(made):
