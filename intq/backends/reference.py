@@ -151,25 +151,29 @@ def _windows(x: np.ndarray, kernel, stride, dilation=(1, 1)) -> np.ndarray:
 
 
 def _conv1d(inputs, node):
-    """A convolution over an image that is one pixel wide; frames that the mask leaves out count as padding."""
-    x, *further = inputs
+    """A convolution over an image that is one pixel wide."""
+    x, residual = _unmasked(inputs, node)
     a, c = node.attrs, node.constants
-    if masked(inputs, c):
-        x = np.where(further.pop()[..., None] == 1, x, c["pad_value"])
     before, after = a["padding"]
     padded = NumpyDialect.pad2d(x[:, :, None], (before, 0, after, 0), c["pad_value"])
     total = _convolved(padded, c["weight"][:, :, None], (a["stride"], 1), (a["dilation"], 1), a["groups"])
-    return (total[:, :, 0], *(f.astype(np.int32) for f in further))
+    return (total[:, :, 0], *residual)
 
 
 def _conv2d(inputs, node):
-    x, *further = inputs
+    x, residual = _unmasked(inputs, node)
     a, c = node.attrs, node.constants
-    if masked(inputs, c):
-        x = np.where(further.pop()[..., None, None] == 1, x, c["pad_value"])
     padded = NumpyDialect.pad2d(x, a["padding"], c["pad_value"])
-    total = _convolved(padded, c["weight"], a["stride"], a["dilation"], a["groups"])
-    return (total, *(f.astype(np.int32) for f in further))
+    return (_convolved(padded, c["weight"], a["stride"], a["dilation"], a["groups"]), *residual)
+
+
+def _unmasked(inputs, node):
+    """(a convolution's input, in which frames that the mask leaves out count as padding; its residual, if any)."""
+    x, *further = inputs
+    if masked(inputs, node.constants):
+        mask = further.pop()
+        x = np.where(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)) == 1, x, node.constants["pad_value"])
+    return x, tuple(f.astype(np.int32) for f in further)
 
 
 def _convolved(padded: np.ndarray, weight: np.ndarray, stride, dilation, groups: int) -> np.ndarray:

@@ -7,7 +7,9 @@ per column of the image and serve every output pixel whose window holds the colu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -92,25 +94,17 @@ class _Writer:
 
         A unit of work is a row and one of its widest runs; the last of these takes what is left of the channels too.
         """
-        widest = self.row[0]
-        alike = [run for run in self.row if run.width == widest.width]
-        weights, words = self._run_bytes(widest), self.epilogue.constants.words((widest,))
-        with parallel(count * len(alike), barrier) as unit:
-            y, i = T.Bind(unit // len(alike)), unit % len(alike)
-            self._run(y, first, i * widest.width, widest, i * weights, i * words, pad_value)
-            if len(alike) < len(self.row):
-                with T.If(i == len(alike) - 1), T.Then():
-                    weight_at, words_at = len(alike) * weights, len(alike) * words
-                    for run in self.row[len(alike) :]:
-                        self._run(y, first, i64(run.start), run, i64(weight_at), i64(words_at), pad_value)
-                        weight_at += self._run_bytes(run)
-                        words_at += self.epilogue.constants.words((run,))
+        units = len(widest(self.row))
+        with parallel(count * units, barrier) as unit:
+            y = T.Bind(unit // units)
+            of = partial(self._run, y, first, pad_value)
+            runs_of_unit(self.row, unit % units, self._run_bytes, self.epilogue, of)
 
     def _run_bytes(self, run: Run) -> int:
         kh, kw = self.plan.kernel
         return kw * run.width * (-(-kh // 4) * 4 if interleaves(self.plan, run) else kh)
 
-    def _run(self, y, first, start, run: Run, weight_at, words_at, pad_value) -> None:
+    def _run(self, y, first, pad_value, start, run: Run, weight_at, words_at) -> None:
         """One row of outputs, one run of channels."""
         plan = self.plan
         (h, w, c), (oh, ow) = plan.source, plan.output
@@ -145,6 +139,28 @@ class _Writer:
             return T.Bind(source + y * (w * c)), None
         nearest = tirx.max(tirx.min(y, i64(h - 1)), i64(0))
         return T.Bind(source + nearest * (w * c)), T.Bind(tirx.all(y >= 0, y < h))
+
+
+def widest(row: list[Run]) -> list[Run]:
+    """The runs of channels that are as wide as the first: so many units of work share a row."""
+    return [run for run in row if run.width == row[0].width]
+
+
+def runs_of_unit(row: list[Run], i, run_bytes: Callable, epilogue: Epilogue, body: Callable) -> None:
+    """``body(first channel, run, where its weights begin, where its constants do)`` of unit ``i`` of a row.
+
+    A unit is one of the widest runs; the last of these takes what is left of the channels too.
+    """
+    run, units, words = row[0], len(widest(row)), epilogue.constants.words
+    body(i * run.width, run, i * run_bytes(run), i * words((run,)))
+    if units == len(row):
+        return
+    with T.If(i == units - 1), T.Then():
+        weight_at, words_at = units * run_bytes(run), units * words((run,))
+        for run in row[units:]:
+            body(i64(run.start), run, i64(weight_at), i64(words_at))
+            weight_at += run_bytes(run)
+            words_at += words((run,))
 
 
 def _products(plan: Plan, x, at, width: int, weight, taps_at, run: Run, finish) -> None:

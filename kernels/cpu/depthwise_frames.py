@@ -9,13 +9,14 @@ and masks cost nothing afterwards, and keeps those that the next piece reads too
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, splat
 from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
-from intq.kernels.cpu.depthwise import PRODUCT, interleave
+from intq.kernels.cpu.depthwise import PRODUCT, interleave, runs_of_unit, widest
 from intq.kernels.cpu.epilogue import Epilogue, frames_arguments, sizes_of
 from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.plan import Plan, interleaves
@@ -96,24 +97,15 @@ class _Writer:
     places: object
 
     def write(self, samples) -> None:
-        """A unit has one of the widest runs; the last of them takes what is left of the channels too."""
-        widest = self.row[0]
-        alike = [run for run in self.row if run.width == widest.width]
-        weights, words = self._run_bytes(widest), self.epilogue.constants.words((widest,))
-        parts = -(-UNITS // len(alike))  # of a sample's frames
+        """A unit has a run of channels, of all frames or a part of them: of so many that threads have enough."""
+        units = len(widest(self.row))
+        parts = -(-UNITS // units)  # of a sample's frames
         pieces = T.Bind(((self.places + (PLACES - 1)) // PLACES + (parts - 1)) // parts)  # of a part
-        with parallel(samples * parts * len(alike)) as unit:
-            i, part = unit % len(alike), T.Bind(unit // len(alike))
-            sample, first = T.Bind(part // parts), T.Bind(part % parts * pieces * PLACES)
+        with parallel(samples * parts * units) as unit:
+            number = T.Bind(unit // units)
+            sample, first = T.Bind(number // parts), T.Bind(number % parts * pieces * PLACES)
             part = _Part(sample, first, T.Bind(tirx.min(self.places, first + pieces * PLACES)))
-            self._run(part, i * widest.width, widest, i * weights, i * words)
-            if len(alike) < len(self.row):
-                with T.If(i == len(alike) - 1), T.Then():
-                    weight_at, words_at = len(alike) * weights, len(alike) * words
-                    for run in self.row[len(alike) :]:
-                        self._run(part, i64(run.start), run, i64(weight_at), i64(words_at))
-                        weight_at += self._run_bytes(run)
-                        words_at += self.epilogue.constants.words((run,))
+            runs_of_unit(self.row, unit % units, self._run_bytes, self.epilogue, partial(self._run, part))
 
     def _run_bytes(self, run: Run) -> int:
         return run.width * (_taps(self.plan) if interleaves(self.plan, run) else self.plan.kernel[0])
