@@ -163,12 +163,8 @@ def quantize(
     given = ({"task": task} if task else {}) | ({"zero_shot": True} if zero_shot else {})
     graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
     proof = graph.verify()
-    weights = {
-        hashlib.sha256(a.tobytes()).digest(): a.size
-        for n in graph.nodes
-        for k, a in n.constants.items()
-        if k in WEIGHTS
-    }
+    weights = [n.constants[name] for n in graph.nodes for name in WEIGHTS & n.constants.keys()]
+    distinct = {hashlib.sha256(array.tobytes()).digest(): array.size for array in weights}  # two bytes read the same
     with artifact.new_folder(output, overwrite=force) as new:
         artifact.write(graph, new)
         domain.save(checkpoint, new)

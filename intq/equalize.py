@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,31 @@ def _keeps_channels(node: FloatNode, shape: tuple) -> bool:
     return node.op in ("mean", "avg_pool2d", "max_pool2d") and unlimited
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """What of a contraction's weights its noise depends on, per input channel.
+
+    ``widest``: (groups, co / groups, ci / groups) the largest weight between two channels; ``energy``: (ci,) the sum of
+    the squares of those that read it; ``taps``: weights between two channels.
+    """
+
+    widest: Tensor
+    energy: Tensor
+    taps: int
+
+    @property
+    def column_size(self) -> Tensor:
+        """(ci,): the largest weight that reads each input channel."""
+        return self.widest.amax(1).reshape(-1)
+
+
+def _reader(node: FloatNode) -> _Reader:
+    weight, groups = node.parameters["weight"], node.attrs.get("groups", 1)
+    weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    energy = torch.linalg.vector_norm(weight, dim=(1, 3), dtype=torch.float64).square()
+    return _Reader(weight.abs().amax(3).double(), energy.reshape(-1), weight.shape[3])
+
+
 def _choose(node: FloatNode, readers: list[tuple[FloatNode, bool]], seen: Limits) -> Tensor | None:
     """The scales of least predicted noise, None when there is nothing to scale."""
     reach = torch.maximum(seen.high.abs(), seen.low.abs())
@@ -86,13 +111,15 @@ def _choose(node: FloatNode, readers: list[tuple[FloatNode, bool]], seen: Limits
     if not (widest > 0 and readers):
         return None
     reach = torch.where(reach > 0, reach, torch.full_like(reach, widest)).clamp_min(widest / WIDEST)
-    size = torch.stack([_column_size(reader) for reader, residual in readers if not residual] or [reach * 0]).amax(0)
+    products = [_reader(reader) for reader, residual in readers if not residual]
+    residuals = len(readers) - len(products)
+    size = torch.stack([reader.column_size for reader in products] or [reach * 0]).amax(0)
     size = torch.where(size > 0, size, size.max().clamp_min(1e-30)).clamp_min(float(size.max()) / WIDEST)
     exponents = [
         (a, b) for a in torch.linspace(0, _largest_exponent(node, seen.count), 9).tolist() for b in (0.0, 1 - a)
     ]
     candidates = [_normalized(reach**a / size**b, reach, node.high) for a, b in exponents]
-    noise = [sum(_noise(r, residual, s, reach, seen.square) for r, residual in readers) for s in candidates]
+    noise = [_noise(products, residuals, scale, reach, seen.square) for scale in candidates]
     return candidates[noise.index(min(noise))]
 
 
@@ -115,26 +142,19 @@ def _per_weight(node: FloatNode, values: Tensor) -> Tensor:
     return values.reshape(groups, 1, per).expand(groups, co // groups, per).reshape(co, per, 1)
 
 
-def _column_size(node: FloatNode) -> Tensor:
-    """(ci,): the largest weight that reads each input channel."""
-    weight, groups = node.parameters["weight"].double().abs(), node.attrs.get("groups", 1)
-    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).amax((1, 3)).reshape(-1)
-
-
-def _noise(node: FloatNode, residual: bool, scale: Tensor, reach: Tensor, square: Tensor) -> float:
-    """The noise, over the signal, that 8 bits of the scaled input and of the weights bring to a reader's output."""
+def _noise(readers: list[_Reader], residuals: int, scale: Tensor, reach: Tensor, square: Tensor) -> float:
+    """The noise, over the signal, that 8 bits of the scaled input and of the weights bring to its readers' outputs."""
     step = float((reach / scale).max()) / 255
     variance = (scale * step).square() / 12  # of rounding, per channel, in the units before scaling
-    if residual:
-        return float(variance.sum() / square.sum().clamp_min(1e-30))
-    weight = node.parameters["weight"].double()
-    weight = weight.reshape(*weight.shape[:2], -1)  # (co, ci / groups, taps)
-    activations = (weight.square() * _per_weight(node, variance)).sum()
-    steps = (weight * _per_weight(node, scale)).abs().amax((1, 2)) / 127
-    power = _per_weight(node, square / scale.square()).sum((1, 2)) * weight.shape[2]
-    weights = COMPENSATED * (steps.square() / 12 * power).sum()
-    signal = (weight.square() * _per_weight(node, square)).sum().clamp_min(1e-30)
-    return float((activations + weights) / signal)
+    total = residuals * float(variance.sum() / square.sum().clamp_min(1e-30))
+    for reader in readers:
+        groups = len(reader.widest)
+        steps = (reader.widest * scale.reshape(groups, 1, -1)).amax(2) / 127  # (groups, co / groups)
+        power = (square / scale.square()).reshape(groups, -1).sum(1, keepdim=True) * reader.taps
+        weights = COMPENSATED * (steps.square() / 12 * power).sum()
+        signal = (reader.energy @ square).clamp_min(1e-30)
+        total += float((reader.energy @ variance + weights) / signal)
+    return total
 
 
 def _divide_output(node: FloatNode, scale: Tensor) -> FloatNode:

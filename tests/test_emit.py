@@ -76,10 +76,8 @@ def test_weights_of_16_bits(dtype):
 
 
 def test_a_layer_that_is_asked_for_16_bits_takes_8_where_there_are_no_more():
-    narrow, wide = (
-        emit(planned(convolution({}), wide, x=Quant("uint8", 1.0, 9), y=Quant("int32", 1.0, 0)))
-        for wide in (False, True)
-    )
+    quants = {"x": Quant("uint8", 1.0, 9), "y": Quant("int32", 1.0, 0)}
+    narrow, wide = (emit(planned(convolution({}), wide, **quants)) for wide in (False, True))
     assert digest(narrow) == digest(wide)
 
 

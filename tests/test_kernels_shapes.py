@@ -11,7 +11,7 @@ from intq.graph import Graph, make_node
 from intq.kernels import audit, lower, pack, runtime
 from intq.kernels.cpu.build import kernel, local, parallel_region
 from intq.kernels.cpu.isa import ISAS
-from intq.kernels.cpu.plan import linear_plan, plan
+from intq.kernels.cpu.plan import conv1d_plan, linear_plan, plan
 from intq.kernels.cpu.runs import runs
 from intq.value import DTYPE_RANGE, Value, bind_shape
 
@@ -161,6 +161,61 @@ def test_linear_layers_over_any_number_of_rows(isa, tmp_path):
             assert_same(graph, network, *inputs, runs=3)
 
 
+def over_frames(number, rng, ci, co, k, stride, dilation, groups=1, dtype="uint8", residual=None, masked=False):
+    """(inputs, node) of a convolution over s frames; of stride 1, if there is a residual."""
+    inputs = (Value(f"x{number}", ("n", "s", ci), "uint8", 0, 255),)
+    weight = rng.integers(-127, 128, (co, k, ci // groups)).astype(np.int8)
+    pad = dilation * (k - 1)
+    constants = {"weight": weight, "pad_value": rng.integers(0, 256, ci).astype(np.uint8), **spread(weight, rng)}
+    attrs = {"stride": stride, "padding": (pad // 2, pad - pad // 2), "dilation": dilation, "groups": groups}
+    low, high = DTYPE_RANGE[dtype]
+    if residual:
+        inputs += (Value(f"r{number}", ("n", "s", co), residual, *DTYPE_RANGE[residual]),)
+        constants["residual_multiplier"] = rng.integers(-(2**30), 2**30, co).astype(np.int32)
+    if masked:
+        inputs += (Value(f"m{number}", ("n", "s"), "uint8", 0, 1),)
+    attrs |= {"low": low, "high": high}
+    return inputs, make_node("conv1d", f"y{number}", inputs, dtype=dtype, attrs=attrs, constants=constants)
+
+
+def convolutions_over_frames(rng) -> Graph:
+    """Channels that fill the steps of K and that do not, few taps and many."""
+    cases = [  # ci, co, k, stride, dilation, groups, dtype, residual, masked
+        (64, 64, 11, 2, 1),
+        (128, 40, 5, 1, 2, 1, "uint8", "uint8", True),
+        (192, 33, 3, 3, 1, 1, "int32"),
+        (80, 48, 4, 1, 1, 1, "int16", "int16"),  # taps together, the last step overlaps the one before
+        (80, 32, 3, 1, 2, 1, "uint8", None, True),  # tap by tap
+        (10, 24, 3, 1, 1),  # K no multiple of four
+        (10, 24, 3, 2, 3),
+        (1, 16, 10, 5, 1),  # samples
+        (128, 64, 1, 2, 1),
+        (512, 96, 21, 1, 1, 1, "uint8", "uint8", True),  # rows take little beside the weights
+        (96, 64, 5, 1, 1, 2),
+    ]
+    parts = [over_frames(i, rng, *case) for i, case in enumerate(cases)]
+    return Graph(tuple(x for xs, _ in parts for x in xs), tuple(n for _, n in parts), tuple(n.name for _, n in parts))
+
+
+@pytest.mark.parametrize("isa", here())
+def test_convolutions_over_any_number_of_frames(isa, tmp_path):
+    """Fewer places than a tile has rows, several samples, more tiles than share weights; on one thread and on two."""
+    rng = np.random.default_rng(13)
+    graph = convolutions_over_frames(rng)
+    library = lower.build(graph, "cpu", isa).keep(tmp_path)
+    for n, s in [(1, 1), (1, 2), (3, 31), (1, 33), (2, 140), (1, 700)]:
+        sizes = {"n": n, "s": s}
+        inputs = [
+            rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True).astype(v.dtype) for v in graph.inputs
+        ]
+        expected = reference.run(graph, *inputs)
+        for threads in (1, 2):
+            network = runtime.load(graph, library, threads)
+            for _ in range(3):  # threads that step on each other do so now and then
+                for name, ours, theirs in zip(graph.outputs, network(*inputs), expected, strict=True):
+                    np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {n} of {s} frames")
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("channels", [1, 7, 16, 24, 33, 64, 96, 144, 1000])
 def test_runs_cover_every_channel_once(isa, channels):
@@ -179,6 +234,11 @@ def test_every_product_is_taken_once(isa):
         plan(isa, (28, 28, 48), (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 1, 64),
         plan(isa, (28, 28, 3), (7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 1, 64),
         linear_plan(isa, 1000, 10),
+        *(
+            conv1d_plan(isa, c, 5, {"padding": (2, 2), "stride": 1, "dilation": d, "groups": 1}, 64)
+            for c in (10, 80, 128)
+            for d in (1, 2)
+        ),
     ]
     for each in plans:
         taken = each.k_order[each.k_order >= 0]

@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu import micro
 from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
-from intq.kernels.cpu.dense import dense
+from intq.kernels.cpu.dense import dense, products
 from intq.kernels.cpu.epilogue import Buffers, Epilogue, sizes_of
 from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows
 from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
@@ -112,20 +112,35 @@ class _Writer:
 
     def frames(self, samples, frames, places, mask, pad_value) -> None:
         """Of each sample a padded copy is made, in which the windows of all places lie."""
-        plan, (before, _, after, _), width = self.plan, self.plan.padding, self.plan.padded[1]
-        rows, row_bytes = T.Bind(frames + (before + after)), width * plan.source[2]
-        outputs = T.Bind(places * plan.output_width)
+        plan, (before, _, after, _) = self.plan, self.plan.padding
+        rows, outputs = T.Bind(frames + (before + after)), T.Bind(places * plan.output_width)
         # what a tile of more rows than there are reads, and drops
-        beyond = (plan.tile_rows * plan.stride[0] + plan.kernel[0] * plan.dilation[0]) * row_bytes + CACHE_LINE
-        with workspace(rows * row_bytes + beyond, "uint8") as padded, self._region() as acc, serial(samples) as sample:
+        beyond = (plan.tile_rows * plan.stride[0] + plan.kernel[0] * plan.dilation[0]) * plan.frame + CACHE_LINE
+        size, source = rows * plan.frame + beyond, (frames, *plan.source[1:])
+        with workspace(size, "uint8") as padded, self._windows(outputs) as product, serial(samples) as sample:
             with parallel(rows, barrier=True) as row:
-                frame, source = T.Bind(row - before), (frames, *plan.source[1:])
-                pad_frame(padded, row * row_bytes, self.buffers.x, sample, frame, source, plan.padding, mask, pad_value)
+                place, frame = row * plan.frame, T.Bind(row - before)
+                pad_frame(padded, place, self.buffers.x, sample, frame, source, plan.padding, mask, pad_value)
+            product(padded, sample * outputs)
+
+    @contextmanager
+    def _windows(self, outputs):
+        """A region's ``product(padded, first)``: the output rows from ``first`` on, of a padded sample's windows."""
+        plan = self.plan
+        if plan.mode == "dense":
+            with products(plan, self.epilogue, self.buffers, outputs) as product:
+                yield lambda padded, first: product(padded, first, barrier=True)
+            return
+
+        def product(padded, first) -> None:
             with serial(plan.groups) as group:
                 if plan.mode == "columns":
-                    self._gathered(acc, padded, i64(0), outputs, sample * outputs, group)
+                    self._gathered(acc, padded, i64(0), outputs, first, group)
                 else:
-                    self._product(acc, padded, group * plan.ci, outputs, sample * outputs, group, barrier=True)
+                    self._product(acc, padded, group * plan.ci, outputs, first, group, barrier=True)
+
+        with self._region() as acc:
+            yield product
 
     def _rows(self, rows, least: int) -> None:
         """A linear layer's product: its rows, ``least`` of them or more, in place, or copied where a tile has more."""

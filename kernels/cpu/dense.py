@@ -1,4 +1,4 @@
-"""Linear layers on AMX: the rescale of one tile of sums runs while the next tile is multiplied.
+"""Linear layers and convolutions over frames on AMX: a tile's sums are rescaled while the next tile is multiplied.
 
 A unit of work is 32 columns by two hardware tiles of rows. The tile unit multiplies on its own once it is told to; the
 vector units meanwhile rescale the sums of the unit before, a few rows after each step of K, so that neither waits.
@@ -8,11 +8,14 @@ Threads take units column by column: the weights of 32 columns stay in a core's 
 passes by, and those of the next columns are on their way into its second. Few rows are one group, of which threads take
 columns of their own. Many are an even number of groups: two threads then take rows of their own, and what one layer has
 left in a core's caches the next one finds there.
+
+A convolution is a linear layer whose rows overlap: each begins a frame or more behind the one before it.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from tvm import tirx
@@ -40,8 +43,10 @@ TILE, WIDTH = 16, DOUBLE.width  # most rows of a hardware tile; columns of a uni
 SUMS = 2 * TILE * WIDTH  # of a unit
 RESIDENT = 2**20  # bytes of A that stay in a core's second cache
 FEW = 8  # pairs of tiles: fewer are one group
+UNROLLED = 8  # steps between two rows that are rescaled, at most
 LINE = 64  # bytes of a cache line
-STREAMS, SHARERS = 8, 4  # parts of a block of weights asked for at once; pairs of tiles that ask at most
+LINES = 2 * TILE  # of the weights in a step of K, about
+SHARERS = (2, 4, 8, 16)  # pairs of tiles that ask for the next weights together
 
 
 @dataclass(frozen=True)
@@ -62,34 +67,35 @@ STATE = (
     "size",  # pairs of tiles in a group
     "group",  # its first pair of tiles
     "pairs",  # in this group
-    "lines",  # of the next weights that each unit asks for in a step
+    "streams",  # of the next weights, of which each unit asks for a line in a step
     "pair",  # number in the group
     "column",  # number of the block of columns
 )
 
 
 def dense(plan: Plan, epilogue: Epilogue, buffers: Buffers) -> None:
-    """out (rows, co) of x (rows, k), any number of rows: the hardware tiles share them evenly, the last overlapping."""
-    k, columns = plan.k, len(plan.blocks)
-    rows = T.Bind(buffers.x.shape[0] // k)
+    """out (rows, co) of x (rows, k), any number of rows."""
+    with products(plan, epilogue, buffers, T.Bind(buffers.x.shape[0] // plan.k)) as product:
+        product(buffers.x, i64(0))
+
+
+@contextmanager
+def products(plan: Plan, epilogue: Epilogue, buffers: Buffers, rows):
+    """A parallel region with ``product(a, first)``: the ``rows`` output rows from ``first`` on, of the rows in ``a``.
+
+    Hardware tiles share the rows evenly, the last overlapping the one before it.
+    """
     pairs = T.Bind((rows + (2 * TILE - 1)) // (2 * TILE))
     height = T.Bind((rows + 2 * pairs - 1) // (2 * pairs))
-    most = max(1, RESIDENT // (2 * TILE * k))  # pairs of tiles that share weights
-    groups = T.Bind(tirx.Select(pairs < FEW, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
+    most = max(1, RESIDENT // (2 * TILE * plan.pitch))  # pairs of tiles that share weights
+    few = FEW * max(1, plan.k // plan.pitch)  # of overlapping rows more are few: all take little beside the weights
+    groups = T.Bind(tirx.Select(pairs < few, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
     with parallel_region():
         micro.amx_configure(height, plan.step)
         with workspace(2 * SUMS, "int32") as sums, state(*STATE) as numbers:
-            for name in WAITING:
-                numbers[name] = 0
-            units = T.Bind(pairs * columns)
-            keep_last(units, numbers)
+            keep_last(pairs * len(plan.blocks), numbers)
             numbers["size"] = (pairs + groups - 1) // groups
-            writer = _Writer(plan, epilogue, buffers, rows, pairs, height, sums, numbers)
-            with parallel(units) as unit:
-                writer.go_to(unit)
-                writer.unit()
-                with T.If(unit == numbers["last"]), T.Then():
-                    writer.finish()
+            yield _Writer(plan, epilogue, buffers, rows, pairs, height, sums, numbers).product
         micro.amx_release()
 
 
@@ -103,6 +109,15 @@ class _Writer:
     height: object
     sums: object  # two units'
     state: State
+
+    def product(self, a, first, barrier: bool = False) -> None:
+        for name in WAITING:
+            self.state[name] = 0
+        with parallel(T.Bind(self.pairs * len(self.plan.blocks)), barrier) as unit:
+            self.go_to(unit)
+            self.unit(a, first)
+            with T.If(unit == self.state["last"]), T.Then():
+                self.finish()
 
     def go_to(self, unit) -> None:
         """Set the group, the pair of tiles and the column: a thread's first by division, the others by counting."""
@@ -124,41 +139,41 @@ class _Writer:
     def _go_to_group(self, first) -> None:
         state = self.state
         state["group"], state["pairs"] = first, tirx.min(state["size"], self.pairs - first)
-        state["lines"] = (SHARERS - 1) // state["pairs"] + 1
+        state["streams"] = LINES
+        for sharers in SHARERS:
+            with T.If(state["pairs"] >= sharers), T.Then():
+                state["streams"] = LINES // sharers
 
-    def unit(self) -> None:
+    def unit(self, a, first) -> None:
         """Multiply the rows of a pair of tiles by a block of columns; rescale the unit before."""
         plan, block, pair = self.plan, self.state["column"], self.state["pair"]
         before = self._waiting()
         constants = self._constants(before)
         place = T.Bind(self.state["group"] + pair)
-        k, step_bytes = plan.k, 2 * 16 * plan.step
+        pitch, step_bytes = plan.pitch, 2 * 16 * plan.step
         starts = [T.Bind(tirx.min((2 * place + i) * self.height, self.rows - self.height)) for i in range(2)]
         weights = T.Bind(block * (step_bytes * plan.steps))
-        # the first pairs together ask for the next block, each for its part of eight streams: memory answers many
-        # orderly streams faster than one
-        stream = plan.steps * step_bytes // STREAMS
-        each = T.Bind(tirx.Select(pair < SHARERS, self.state["lines"], i64(0)))  # lines of a stream in a step
-        ahead = T.Bind(weights + plan.steps * step_bytes + pair * plan.steps * each * LINE)
-        a, w = self.buffers.x, self.buffers.weight
+        # The pairs together ask for the next block, each in every step for a line of each of the streams that it is cut
+        # into. Asked for by fewer it comes sooner than the core's misses can wait for it beside those of this block.
+        streams = T.Bind(self.state["streams"])
+        stream = T.Bind(LINES * plan.steps // streams * LINE)
+        asks = T.Bind(tirx.Select(pair * streams < LINES, streams, i64(0)))
+        ahead = T.Bind(weights + plan.steps * step_bytes + pair * plan.steps * LINE)
+        w = self.buffers.weight
         for i in range(4):
             micro.amx_instruction("tilezero", micro.tile(i))
 
         def step(number) -> None:
-            offset = number * plan.step
-            if plan.starts[-1] != (plan.steps - 1) * plan.step:
-                offset = tirx.min(offset, i64(plan.starts[-1]))
+            offset = T.Bind(self._offset(number))
             at = T.Bind(weights + number * step_bytes)
-            with serial(each) as line:
-                first = T.Bind(ahead + (number * each + line) * LINE)
-                for i in range(STREAMS):
-                    micro.prefetch(w, first + i * stream)
+            with serial(asks) as i:
+                micro.prefetch(w, ahead + number * LINE + i * stream)
             for j in range(2):
-                micro.amx_instruction(
-                    "tileloadd64", micro.tile(6 + j), T.address_of(w[at + j * (16 * plan.step)]), i64(64)
-                )
+                where = T.address_of(w[at + j * (16 * plan.step)])
+                micro.amx_instruction("tileloadd64", micro.tile(6 + j), where, i64(64))
             for i in range(2):
-                micro.amx_instruction("tileloadd64", micro.tile(4 + i), T.address_of(a[starts[i] * k + offset]), i64(k))
+                where = T.address_of(a[starts[i] * pitch + offset])
+                micro.amx_instruction("tileloadd64", micro.tile(4 + i), where, i64(pitch))
                 for j in range(2):
                     micro.amx_instruction("tdpbusd", micro.tile(2 * i + j), micro.tile(4 + i), micro.tile(6 + j))
 
@@ -172,8 +187,18 @@ class _Writer:
             for j in range(2):
                 where = T.address_of(self.sums[half + (i * TILE * WIDTH + j * 16)])
                 micro.amx_instruction("tilestored64", micro.tile(2 * i + j), where, i64(4 * WIDTH))
-        for name, value in zip(WAITING, (self.height, *starts, block, half), strict=True):
+        for name, value in zip(WAITING, (self.height, *(first + start for start in starts), block, half), strict=True):
             self.state[name] = value
+
+    def _offset(self, step):
+        """Where in a row of A a step of K begins."""
+        plan = self.plan
+        ((count, stride),) = plan.taps or ((1, 0),)
+        each = len(plan.starts)
+        tap, part = (step % count, step // count) if plan.by_channels else (step // each, step % each)
+        start = part * plan.step
+        whole = plan.starts[-1] == (each - 1) * plan.step
+        return tap * stride + (start if whole else tirx.min(start, i64(plan.starts[-1])))
 
     def _waiting(self) -> _Waiting:
         return _Waiting(*(self.state[name] for name in WAITING))
@@ -226,10 +251,15 @@ def _interleave(steps: int, rows: int, step, row) -> None:
         turns = min(steps, rows)
     each, more = steps // turns, -(-rows // turns)
     with serial(turns) as turn:
-        for i in range(each):
-            step(turn * each + i)
-            for j in range(i * more // each, (i + 1) * more // each):
-                row(turn * more + j)
+        if each > UNROLLED:  # a row a turn
+            with serial(each) as i:
+                step(turn * each + i)
+            row(turn)
+        else:
+            for i in range(each):
+                step(turn * each + i)
+                for j in range(i * more // each, (i + 1) * more // each):
+                    row(turn * more + j)
     if turns * each < steps:
         with serial(steps - turns * each) as i:
             step(turns * each + i)

@@ -6,8 +6,8 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
            moved by one pixel, so sixteen rows of A are a strided view, tap by tap; rows at the right edge are computed
            and dropped
   columns  anything else: the windows copied out one after another (im2col)
-  dense    linear on AMX: the rows of the activation itself, however many, see :mod:`intq.kernels.cpu.dense`
   frames   conv1d: the windows lie in a padded copy of a sample's frames, tap by tap or, undilated, in one piece
+  dense    linear and conv1d on AMX: the rows themselves, or such windows, see :mod:`intq.kernels.cpu.dense`
   rows     linear elsewhere: the rows themselves, or a copy of them where they are fewer than a tile has
   depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
 """
@@ -82,17 +82,16 @@ class Plan:
 
     @property
     def length(self) -> int:
-        if self.mode == "frames" and self.taps:
-            return -(-self.ci // self.isa.k_quantum) * self.isa.k_quantum
         if self.mode == "flat":
             return self.kernel[1] * self.ci if self.dilation[1] == 1 else self.ci
-        return -(-self.k // self.isa.k_quantum) * self.isa.k_quantum
+        row = self.ci if self.taps else self.k
+        return -(-row // self.isa.k_quantum) * self.isa.k_quantum
 
     @property
     def pitch(self) -> int:
-        if self.mode == "frames":
-            return self.stride[0] * self.source[2]
-        if self.mode in ("direct", "flat", "dense"):
+        if self.mode in ("frames", "dense"):
+            return self.stride[0] * self.frame
+        if self.mode in ("direct", "flat"):
             return self.source[2]
         beyond = self.copy_width - self.copy_run if self.overshoots else 0
         row = max(self.length, self.k + beyond)
@@ -122,14 +121,27 @@ class Plan:
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
-        if self.mode == "frames":
-            together = self.dilation[0] == 1 and self.groups == 1
-            return () if together or self.kernel[0] == 1 else ((self.kernel[0], self.dilation[0] * self.source[2]),)
+        if self.mode in ("frames", "dense"):
+            together = self.dilation[0] == 1 and self.groups == 1 and not self.by_channels
+            return () if together or self.kernel[0] == 1 else ((self.kernel[0], self.dilation[0] * self.frame),)
         if self.mode != "flat":
             return ()
         (kh, kw), (dh, dw), c = self.kernel, self.dilation, self.source[2]
         down = (kh, dh * self.padded[1] * c)
         return (down,) if dw == 1 else (down, (kw, dw * c))
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether a step of K takes the same channels of all taps before it goes on to the next ones: windows of frames
+        overlap, and what a tap reads is what the one before it read, one frame on, and in the first cache still."""
+        return self.mode == "dense" and self.ci % TILE_BYTES == 0
+
+    @property
+    def frame(self) -> int:
+        """Bytes from a row of the padded image to the next; where windows are read by channels an odd number of cache
+        lines, so that a tile's rows lie in different sets of the first cache."""
+        row = self.padded[1] * self.source[2]
+        return row + TILE_BYTES if self.by_channels and self.kernel[0] > 1 and row % (2 * TILE_BYTES) == 0 else row
 
     @property
     def image_rows(self) -> int:
@@ -178,14 +190,14 @@ class Plan:
     @cached_property
     def k_order(self) -> np.ndarray:
         """The product that each byte of a row meets, in the order taken; -1: none, its weight is zero."""
-        order, tap_count = [], math.prod(count for count, _ in self.taps)
-        each = self.k // tap_count  # products of a tap
-        for tap in range(tap_count):
-            done = 0
-            for start in self.starts:
-                at = np.arange(start, start + self.step)
-                order.append(np.where((at >= done) & (at < each), tap * each + at, -1))
-                done = start + self.step
+        count = math.prod(count for count, _ in self.taps)
+        each = self.k // count  # products of a tap
+        done = [0, *(start + self.step for start in self.starts)]
+        turns = [(tap, i) for tap in range(count) for i in range(len(self.starts))]
+        order = []
+        for tap, i in sorted(turns, key=lambda turn: turn[::-1]) if self.by_channels else turns:
+            at = np.arange(self.starts[i], self.starts[i] + self.step)
+            order.append(np.where((at >= done[i]) & (at < each), tap * each + at, -1))
         return np.concatenate(order)
 
     @property
@@ -244,7 +256,8 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
 
 def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int) -> Plan:
     """A convolution over frames of any number."""
-    mode = "depthwise" if attrs["groups"] == channels == co else "frames"
+    whole = "dense" if isa == "amx" and attrs["groups"] == 1 else "frames"
+    mode = "depthwise" if attrs["groups"] == channels == co else whole
     (before, after), stride, dilation = attrs["padding"], (attrs["stride"], 1), (attrs["dilation"], 1)
     source, window = (0, 1, channels), (kernel, 1)
     return Plan(isa, mode, source, window, stride, (before, 0, after, 0), dilation, attrs["groups"], co)
