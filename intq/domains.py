@@ -5,6 +5,7 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     TASK_CLASSES: tuple of str                 how its transformers classes end: "ForImageClassification"
     READS: str                                 what its networks read, for messages: "images"
     OPTIONS: tuple of str                      the options of `run` and `eval` that only this domain has
+    PACKAGED: tuple of str                     the trained networks that packages ship, which `load` knows by name
     names() -> tuple of str                    the architectures that `random` builds
     load(source) -> Checkpoint                 a trained model with all that its raw input and its answer need
     random(name, seed) -> Checkpoint           an architecture of names() at full size with random weights
@@ -57,14 +58,17 @@ def of_graph(metadata: Mapping[str, Any]) -> ModuleType:
 
 
 def of_checkpoint(source: str) -> ModuleType:
-    """The domain that a checkpoint belongs to: the configuration of a folder written by save_pretrained, or of a hub
-    id, tells.
+    """The domain that a checkpoint belongs to: its name, or the configuration of a folder written by save_pretrained or
+    of a hub id, tells.
 
     State dicts and what is none of them go to the first domain, whose `load` knows or says what is wrong.
     """
     folder = Path(source)
     if _is_nemo(folder):
         return domain("speech")
+    for candidate in map(domain, DOMAINS):
+        if source in candidate.PACKAGED and not folder.exists():
+            return candidate
     if not folder.exists() and re.fullmatch(r"[\w-]+/[\w.-]+", source) and folder.suffix not in WEIGHTS:
         folder = pretrained.download(source, weights=False)
     try:

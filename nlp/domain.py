@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intq.nlp.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "Model")
+PACKAGED: tuple[str, ...] = ()
 READS = "text"
 OPTIONS = ("task", "pair", "truncate", "float")
 BATCH, RANDOM_TOKENS, RANDOM_WORDS = 16, 128, 64

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from intq.speech.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForCTC",)
+PACKAGED = ("marblenet", "hama")
 READS = "recordings"
 OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intq.vision.checkpoint import Checkpoint
 
 TASK_CLASSES = ("ForImageClassification",)
+PACKAGED: tuple[str, ...] = ()
 READS = "images"
 OPTIONS = ()
 
