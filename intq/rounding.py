@@ -9,7 +9,10 @@ some input channels each, that know nothing of each other: time grows with the c
 square. The bias is then corrected by the mean of what lacks.
 
 Measured (MobileNetV2, weights alone in 8 bits, photos held out): nearest 21.7 dB, with the bias corrected 31.0 dB, gptq
-with the bias corrected 32.9 dB. Scales of least squared error instead of the largest weight: -0.05 dB.
+with the bias corrected 32.9 dB. Scales of least squared error instead of the largest weight: -0.05 dB. Pieces (noise
+that its layers of 192 products or more make on such photos, the bias corrected, below that of nearest): whole 2.2 dB,
+two pieces 1.7 dB, four 1.1 dB, eight 0.7 dB. A layer of Jasper of 19200 products (two cores with AVX-512): whole 306 s
+and 17.5 GB, in pieces 8 s and 1.3 GB.
 """
 
 from __future__ import annotations

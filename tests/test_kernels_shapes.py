@@ -152,7 +152,7 @@ def test_linear_layers_over_any_number_of_rows(isa, tmp_path):
     for threads in (1, 2):
         network = runtime.load(graph, library, threads)
         some = tuple(rng.integers(1, 18, 2))
-        for n, s in [(1, 1), (1, 2), (1, 5), (3, 7), (1, 33), (2, 64), (1, 291), (5, 140), some]:
+        for n, s in [(1, 1), (0, 9), (1, 2), (1, 5), (3, 7), (1, 33), (2, 64), (1, 291), (5, 140), some]:
             sizes = {"n": int(n), "s": int(s)}
             inputs = [
                 rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True).astype(v.dtype)
@@ -186,10 +186,11 @@ def convolutions_over_frames(rng) -> Graph:
         (192, 33, 3, 3, 1, 1, "int32"),
         (80, 48, 4, 1, 1, 1, "int16", "int16"),  # taps together, the last step overlaps the one before
         (80, 32, 3, 1, 2, 1, "uint8", None, True),  # tap by tap
-        (10, 24, 3, 1, 1),  # K no multiple of four
-        (10, 24, 3, 2, 3),
+        (90, 24, 3, 1, 1),  # K no multiple of four
+        (90, 24, 3, 2, 3),
+        (10, 24, 3, 1, 2),  # few products
         (1, 16, 10, 5, 1),  # samples
-        (128, 64, 1, 2, 1),
+        (320, 64, 1, 2, 1),
         (512, 96, 21, 1, 1, 1, "uint8", "uint8", True),  # rows take little beside the weights
         (96, 64, 5, 1, 1, 2),
     ]
@@ -203,7 +204,7 @@ def test_convolutions_over_any_number_of_frames(isa, tmp_path):
     rng = np.random.default_rng(13)
     graph = convolutions_over_frames(rng)
     library = lower.build(graph, "cpu", isa).keep(tmp_path)
-    for n, s in [(1, 1), (1, 2), (3, 31), (1, 33), (2, 140), (1, 700)]:
+    for n, s in [(1, 1), (0, 9), (1, 2), (3, 31), (1, 33), (2, 140), (1, 700)]:
         sizes = {"n": n, "s": s}
         inputs = [
             rng.integers(v.low, v.high, bind_shape(v.shape, sizes), endpoint=True).astype(v.dtype) for v in graph.inputs
@@ -236,7 +237,7 @@ def test_every_product_is_taken_once(isa):
         linear_plan(isa, 1000, 10),
         *(
             conv1d_plan(isa, c, 5, {"padding": (2, 2), "stride": 1, "dilation": d, "groups": 1}, 64)
-            for c in (10, 80, 128)
+            for c in (10, 90, 128)
             for d in (1, 2)
         ),
     ]

@@ -4,12 +4,13 @@ A unit of work is 32 columns by two hardware tiles of rows. The tile unit multip
 vector units meanwhile rescale the sums of the unit before, a few rows after each step of K, so that neither waits.
 Half of the sums' memory is being filled while the other is read.
 
-Threads take units column by column: the weights of 32 columns stay in a core's first cache while a group of rows
-passes by, and those of the next columns are on their way into its second. Few rows are one group, of which threads take
-columns of their own. Many are an even number of groups: two threads then take rows of their own, and what one layer has
-left in a core's caches the next one finds there.
+Threads take units column by column: the weights of 32 columns stay in a core's first cache (in its second, where they
+are many) while a group of rows passes by, and those of the next columns are on their way into its second. Few rows are
+one group, of which threads take columns of their own. Many are an even number of groups: two threads then take rows of
+their own, and what one layer has left in a core's caches the next one finds there.
 
-A convolution is a linear layer whose rows overlap: each begins a frame or more behind the one before it.
+A convolution is a linear layer whose rows overlap: each begins a frame or more behind the one before it. All of them
+together take little beside the weights, which are then read from memory once: many rows are still one group.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from intq.kernels.cpu.runs import DOUBLE
 TILE, WIDTH = 16, DOUBLE.width  # most rows of a hardware tile; columns of a unit
 SUMS = 2 * TILE * WIDTH  # of a unit
 RESIDENT = 2**20  # bytes of A that stay in a core's second cache
-FEW = 8  # pairs of tiles: fewer are one group
+FEW = 8  # pairs of tiles: fewer are one group; of rows that overlap as many times more as there are on one another
 UNROLLED = 8  # steps between two rows that are rescaled, at most
 LINE = 64  # bytes of a cache line
 LINES = 2 * TILE  # of the weights in a step of K, about
@@ -86,9 +87,10 @@ def products(plan: Plan, epilogue: Epilogue, buffers: Buffers, rows):
     Hardware tiles share the rows evenly, the last overlapping the one before it.
     """
     pairs = T.Bind((rows + (2 * TILE - 1)) // (2 * TILE))
-    height = T.Bind((rows + 2 * pairs - 1) // (2 * pairs))
+    tiles = tirx.max(2 * pairs, i64(1))  # of no rows at all one, which nobody multiplies
+    height = T.Bind(tirx.max((rows + tiles - 1) // tiles, i64(1)))
     most = max(1, RESIDENT // (2 * TILE * plan.pitch))  # pairs of tiles that share weights
-    few = FEW * max(1, plan.k // plan.pitch)  # of overlapping rows more are few: all take little beside the weights
+    few = FEW * max(1, plan.k // plan.pitch)
     groups = T.Bind(tirx.Select(pairs < few, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
     with parallel_region():
         micro.amx_configure(height, plan.step)
@@ -111,6 +113,7 @@ class _Writer:
     state: State
 
     def product(self, a, first, barrier: bool = False) -> None:
+        """The output rows from ``first`` on, of the rows in ``a``; ``barrier`` as in :func:`parallel`."""
         for name in WAITING:
             self.state[name] = 0
         with parallel(T.Bind(self.pairs * len(self.plan.blocks)), barrier) as unit:
@@ -153,8 +156,8 @@ class _Writer:
         pitch, step_bytes = plan.pitch, 2 * 16 * plan.step
         starts = [T.Bind(tirx.min((2 * place + i) * self.height, self.rows - self.height)) for i in range(2)]
         weights = T.Bind(block * (step_bytes * plan.steps))
-        # The pairs together ask for the next block, each in every step for a line of each of the streams that it is cut
-        # into. Asked for by fewer it comes sooner than the core's misses can wait for it beside those of this block.
+        # The pairs together ask for the next block, each in every step for a line of every stream that it is cut into.
+        # As many pairs as there are: a core waits for few lines at a time, and those of this block are among them.
         streams = T.Bind(self.state["streams"])
         stream = T.Bind(LINES * plan.steps // streams * LINE)
         asks = T.Bind(tirx.Select(pair * streams < LINES, streams, i64(0)))

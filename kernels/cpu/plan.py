@@ -7,7 +7,7 @@ C (rows, co) = A (rows, k) W (k, co). A row of A is read in place where it can b
            and dropped
   columns  anything else: the windows copied out one after another (im2col)
   frames   conv1d: the windows lie in a padded copy of a sample's frames, tap by tap or, undilated, in one piece
-  dense    linear and conv1d on AMX: the rows themselves, or such windows, see :mod:`intq.kernels.cpu.dense`
+  dense    linear and most conv1d on AMX: the rows themselves, or such windows, see :mod:`intq.kernels.cpu.dense`
   rows     linear elsewhere: the rows themselves, or a copy of them where they are fewer than a tile has
   depthwise  each channel with its own window: no matrix product, see :mod:`intq.kernels.cpu.depthwise`
 """
@@ -26,6 +26,7 @@ from intq.kernels.cpu.runs import DOUBLE, Run, runs
 from intq.ops.op import window_shape
 from intq.value import Value
 
+MANY_PRODUCTS = 256  # of an output: of fewer, rescaling takes longer than multiplying, and is quicker 64 columns wide
 MANY_WEIGHTS = 2**19  # bytes, of which a frame's rows are read by columns
 TILE_BYTES = 64  # of a row of an AMX tile
 
@@ -256,8 +257,8 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
 
 def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int) -> Plan:
     """A convolution over frames of any number."""
-    whole = "dense" if isa == "amx" and attrs["groups"] == 1 else "frames"
-    mode = "depthwise" if attrs["groups"] == channels == co else whole
+    dense = isa == "amx" and attrs["groups"] == 1 and kernel * channels >= MANY_PRODUCTS
+    mode = "depthwise" if attrs["groups"] == channels == co else "dense" if dense else "frames"
     (before, after), stride, dilation = attrs["padding"], (attrs["stride"], 1), (attrs["dilation"], 1)
     source, window = (0, 1, channels), (kernel, 1)
     return Plan(isa, mode, source, window, stride, (before, 0, after, 0), dilation, attrs["groups"], co)
