@@ -92,17 +92,23 @@ def _lengths(samples: np.ndarray) -> np.ndarray:
     return np.full(len(samples), samples.shape[1], np.int32)
 
 
-def compare(this: Subject, engines: Sequence[str], samples: int, zero_shot: bool) -> list[dict]:
-    """A row for each engine and settings, the float network's first."""
+def compare(
+    this: Subject, engines: Sequence[str], samples: int, zero_shot: bool, widths: Sequence[str] = ()
+) -> list[dict]:
+    """A row for each engine and settings, the float network's first. ``widths``: as --widths has them."""
     name = this.checkpoint.name
     with step(f"{name}: float32") as advance:
         reference = this.scores(float_network(this), advance)
     rows = [judge(this, "torch", "float32", reference, reference)]
-    contestants = {}
-    if "intq" in engines and this.calibration:
-        contestants["intq", "calibrated"] = partial(quantize_intq, this, samples)
-    if "intq" in engines and zero_shot:
-        contestants["intq", "zero-shot"] = partial(quantize_intq, this, samples, zero_shot=True)
+    contestants, kinds = {}, {"calibrated": {}} if this.calibration else {}
+    if zero_shot:
+        kinds["zero-shot"] = {"zero_shot": True}
+    for kind, options in kinds.items() if "intq" in engines else ():
+        contestants["intq", kind] = partial(quantize_intq, this, samples, **options)
+        for width in widths:
+            bits, weight_bits = ({"*": int(number)} for number in width.split(","))
+            chosen = options | {"bits": bits, "weight_bits": weight_bits}
+            contestants["intq", f"{kind}, {width}"] = partial(quantize_intq, this, samples, **chosen)
     with tempfile.TemporaryDirectory() as folder:
         if set(engines) - {"intq"}:
             with stdout_to_stderr():
@@ -164,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibration", metavar="DATA", help="what calibrates: another split")
     parser.add_argument("--zero-shot", action="store_true", help="also intq without any data")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["intq"], help="default: intq alone")
+    widths = ("8,8", "16,8", "16,16")
+    about = "also with so many bits of all layers' activations and weights"
+    parser.add_argument("--widths", nargs="+", choices=widths, default=[], help=about)
     parser.add_argument("--samples", type=int, default=64, help="recordings that calibrate (default 64)")
     parser.add_argument("--limit", type=int, help="compare on so many utterances (default: all)")
     parser.add_argument("--threads", type=int, default=2)
@@ -174,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         this = subject(options.model, options.data, options.calibration, options.limit, options.threads)
-        rows = compare(this, options.engines, options.samples, options.zero_shot)
+        rows = compare(this, options.engines, options.samples, options.zero_shot, options.widths)
     except IntqError as error:
         err.print(f"accuracy_speech: {error}", markup=False, soft_wrap=True)
         return 2
