@@ -31,9 +31,9 @@ READS = "recordings"
 OPTIONS = ("language_model", "download")
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
-# Bits of a Conformer's activations and weights. Other phonemes than in float, on held-back prompts (hama): 0.75 % with 8
-# bits, 0.29 % with 16-bit activations, 0.13 % with 16-bit weights too; without data 3.33 %, 0.71 % and 0.35 %. It costs
-# three products of 8 bits instead of one.
+# Bits of a Conformer's activations and weights. Other phonemes than in float, on held-back prompts (hama): 0.75 % with
+# 8 bits, 0.29 % with 16-bit activations, 0.13 % with 16-bit weights too; without data 3.33 %, 0.71 % and 0.35 %. A
+# product then costs three of 8 bits.
 WIDE = {"bits": {"*": 16}, "weight_bits": {"*": 16}}
 
 
