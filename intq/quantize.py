@@ -361,14 +361,18 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
 
 
 def layer_noise(plan: Plan, batches: Sequence[Tensor]) -> list[dict]:
-    """Per value that is computed (not only moved): its name and its SQNR in dB against the float network."""
+    """Per value of the integer network that is computed (not only moved): its name and its SQNR in dB.
+
+    What a curve at a layer's end takes is none: the layer's name is that of the curve's result.
+    """
     powers: dict[str, list[float]] = {}
     for batch in batches:
         for (name, exact), (_, rough) in zip(plan.graph.values(batch), plan.values(batch), strict=True):
             power = powers.setdefault(name, [0.0, 0.0])
             power[0] += float(exact.double().square().sum())
             power[1] += float((exact.double() - rough).square().sum())
-    computed = [node.name for node in plan.graph.nodes if node.op not in (*MOVES, "mask")]
+    inside = plan.curved | plan.lifted
+    computed = [n.name for n in plan.graph.nodes if n.op not in (*MOVES, "mask") and n.name not in inside]
     return [{"name": name, "sqnr_db": round(decibel(*powers[name]), 2)} for name in computed]
 
 

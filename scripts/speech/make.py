@@ -6,6 +6,7 @@ phrase is in two of them. On standard output the folder, with --json {"folder", 
 """
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from intq.assets import cache_folder
 from intq.console import err, out, print_json, step
 from intq.errors import IntqError
+from intq.speech import audio
 from intq.speech.assets import fetch
 from intq.speech.corpus import OTHER, SHARES, SOURCES, build
 from intq.speech.data import librispeech
@@ -51,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.hours > 0:
         parser.error(f"--hours {options.hours:g}: expected more than 0")
+    # a synthesizer's full scale, resampled, is a little more than that: nothing to report of each of thousands
+    logging.getLogger(audio.__name__).setLevel(logging.ERROR)
     try:
         folder = corpus(options.hours, options.seed, options.jobs)
         splits = content(folder)
