@@ -19,7 +19,7 @@ from intq.curves import Curve, fit
 from intq.emit_moves import channel_last
 from intq.fixedpoint import rescaling
 from intq.floatgraph import FloatNode, evaluate
-from intq.plan import Quant, limits
+from intq.plan import Quant, Weights, limits
 from intq.rewriter import unlimited
 from intq.value import DTYPE_RANGE, Value
 
@@ -80,12 +80,7 @@ def _written(
 ) -> Value:
     """The integer node of a layer: its terms, its bias, and the curve at its end."""
     bias = e.plan.weights[node.name].bias.double().numpy()
-    multipliers, offset, shift = rescaling(
-        [term.real for term in terms], [term.zero for term in terms], bias / quant.scale, quant.zero_point
-    )
-    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
-    if len(terms) > 1:
-        constants["residual_multiplier"] = multipliers[1]
+    constants = _constants(layer, terms, bias / quant.scale, quant)
     inputs = [*(term.value for term in terms), *layer.mask]
     if function is None:
         return e.add(layer.op, name, inputs, quant, node, limits(node, quant) | layer.geometry, constants)
@@ -101,48 +96,57 @@ def _written(
     return e.add(layer.op, end.name, inputs, quant, function, attrs | layer.geometry, constants)
 
 
+def _constants(layer: Layer, terms: list[Term], bias: np.ndarray, quant: Quant) -> dict[str, np.ndarray]:
+    """The weights, and the sum of the terms and ``bias`` in units of ``quant``."""
+    reals, zeros = [term.real for term in terms], [term.zero for term in terms]
+    multipliers, offset, shift = rescaling(reals, zeros, bias, quant.zero_point)
+    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
+    return constants | ({"residual_multiplier": multipliers[1]} if len(terms) > 1 else {})
+
+
 def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     """The products of a contraction, called ``name``, in units of ``quant``; their bias and residual come later."""
-    wide, order = reads_words(e, node), channel_last(len(node.shape))
-    x = e.in_order(node.inputs[0], order, eight_bits=not wide)
+    wide = reads_words(e, node)
+    x = e.in_order(node.inputs[0], channel_last(len(node.shape)), eight_bits=not wide)
     has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
-    given = e.plan.weights[node.name]
-    real = has.scale * given.scale.double().numpy() / quant.scale
-    coarse, fine = given.q.numpy().astype(np.int8), None
-    if given.bits == 16:
-        coarse = np.rint(given.q.numpy() / COARSE).astype(np.int8)
-        fine = (given.q.numpy() - COARSE * coarse.astype(np.int16)).astype(np.int8)
+    real = has.scale * e.plan.weights[node.name].scale.double().numpy() / quant.scale
+    coarse, fine = bytes_of(e.plan.weights[node.name])
     op, geometry, _ = laid_out(node, coarse)
     mask = e.kept(node.inputs[0], node) if op != "linear" and reaches_beyond(node) else []
     pad = None if op == "linear" else padding_of(node, has, x.channels)
 
-    def weights(q: np.ndarray, pad: np.ndarray | None) -> dict[str, np.ndarray]:
-        return {"weight": laid_out(node, q)[2]} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
+    def layer(q: np.ndarray, pad: np.ndarray | None, *terms: Term) -> Layer:
+        weights = {"weight": laid_out(node, q)[2]} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
+        return Layer(op, geometry, weights, list(terms), mask)
 
     if not wide:
-        zeros = has.zero_point * _sums(coarse)
+        whole = Term(x, real, has.zero_point * _sums(coarse))
         if fine is None:
-            return Layer(op, geometry, weights(coarse, pad), [Term(x, real, zeros)], mask)
-        of_coarse = plain_sums(e, node, op, f"{name}.coarse", [x, *mask], geometry, weights(coarse, pad))
-        terms = [Term(x, real, has.zero_point * _sums(fine)), Term(of_coarse, COARSE * real, zeros)]
-        return Layer(op, geometry, weights(fine, pad), terms, mask)
+            return layer(coarse, pad, whole)
+        of_coarse = _plain(e, node, f"{name}.coarse", layer(coarse, pad, whole))
+        rest = Term(x, real, has.zero_point * _sums(fine))
+        return layer(fine, pad, rest, Term(of_coarse, COARSE * real, whole.zero))
     high, low = halves(e, node, x)
     low_pad, high_pad = (None, None) if pad is None else (pad % BYTE, pad // BYTE + MIDDLE)
-    of_high = plain_sums(e, node, op, f"{name}.high", [high, *mask], geometry, weights(coarse, high_pad))
+    top, nothing = MIDDLE * _sums(coarse), 0 * _sums(coarse)
+    of_high = _plain(e, node, f"{name}.high", layer(coarse, high_pad, Term(high, 1.0, top)))
     if fine is None:
-        terms = [Term(low, real, 0 * _sums(coarse)), Term(of_high, BYTE * real, MIDDLE * _sums(coarse))]
-        return Layer(op, geometry, weights(coarse, low_pad), terms, mask)
+        return layer(coarse, low_pad, Term(low, real, nothing), Term(of_high, BYTE * real, top))
     unit = finer(quant)
-    share = real * quant.scale / unit.scale
-    terms = [
-        Term(high, BYTE * share, MIDDLE * _sums(fine)),
-        Term(of_high, COARSE * BYTE * share, MIDDLE * _sums(coarse)),
-    ]
-    left_out = (BYTE - 1) / 2 * share * _sums(fine)
-    both = Layer(op, geometry, weights(fine, high_pad), terms, mask)
-    of_both = _summed(e, node, both, f"{name}.fine", unit, left_out)
-    terms = [Term(low, COARSE * real, 0 * _sums(coarse)), Term(of_both, unit.scale / quant.scale, 0)]
-    return Layer(op, geometry, weights(coarse, low_pad), terms, mask)
+    share = BYTE * real * quant.scale / unit.scale
+    both = layer(fine, high_pad, Term(high, share, MIDDLE * _sums(fine)), Term(of_high, COARSE * share, top))
+    left_out = (BYTE - 1) / 2 / BYTE * share * _sums(fine)
+    of_both = _summed(e, node, f"{name}.fine", both, unit, left_out)
+    return layer(coarse, low_pad, Term(low, COARSE * real, nothing), Term(of_both, unit.scale / quant.scale, 0))
+
+
+def bytes_of(weights: Weights) -> tuple[np.ndarray, np.ndarray | None]:
+    """(coarse, fine), int8, with ``q = 254 * coarse + fine``; fine is None where 8 bits are all."""
+    q = weights.q.numpy()
+    if weights.bits == 8:
+        return q.astype(np.int8), None
+    coarse = np.rint(q / COARSE).astype(np.int16)
+    return coarse.astype(np.int8), (q - COARSE * coarse).astype(np.int8)
 
 
 def reads_words(e, node: FloatNode) -> bool:
@@ -155,15 +159,21 @@ def _sums(q: np.ndarray) -> np.ndarray:
     return q.reshape(len(q), -1).sum(1, dtype=np.int64)
 
 
-def _summed(e, node: FloatNode, layer: Layer, name: str, quant: Quant, bias: np.ndarray) -> Value:
-    """The two terms of a layer and a bias of their own, in units of ``quant``."""
-    multipliers, offset, shift = rescaling(
-        [term.real for term in layer.terms], [term.zero for term in layer.terms], bias, quant.zero_point
-    )
-    constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
-    constants["residual_multiplier"] = multipliers[1]
+def _summed(e, node: FloatNode, name: str, layer: Layer, quant: Quant, bias: np.ndarray) -> Value:
+    """The terms of a layer and a bias of their own, in units of ``quant``."""
+    constants = _constants(layer, layer.terms, bias, quant)
     inputs = [*(term.value for term in layer.terms), *layer.mask]
     return e.add(layer.op, name, inputs, quant, node, limits(unlimited(node), quant) | layer.geometry, constants)
+
+
+def _plain(e, node: FloatNode, name: str, layer: Layer) -> Value:
+    """The sums of a layer's products as they are, int32, its zero points in them."""
+    co = len(layer.weights["weight"])
+    constants = {**layer.weights, "multiplier": np.full(co, 2**30, np.int32)}
+    constants |= {"offset": np.zeros(co, np.int64), "shift": np.full(co, 30, np.int32)}
+    attrs = {**layer.geometry, **dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))}
+    inputs = [layer.terms[0].value, *layer.mask]
+    return e.add(layer.op, name, inputs, Quant("int32", 1.0, 0), node, attrs, constants)
 
 
 def finer(quant: Quant) -> Quant:
@@ -238,20 +248,6 @@ def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
         low = e.add("add", f"{x.name}.low", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
         e.made[key] = (high, low)
     return e.made[key]
-
-
-def plain_sums(
-    e, node: FloatNode, op: str, name: str, inputs: list[Value], geometry: Mapping, weights: Mapping[str, np.ndarray]
-) -> Value:
-    """The sums of the products as they are, int32: what the layer of lower bytes, or of fine weights, adds so often."""
-    co = len(weights["weight"])
-    constants = weights | {
-        "multiplier": np.full(co, 2**30, np.int32),
-        "offset": np.zeros(co, np.int64),
-        "shift": np.full(co, 30, np.int32),
-    }
-    attrs = geometry | dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))
-    return e.add(op, name, inputs, Quant("int32", 1.0, 0), node, attrs, constants)
 
 
 EMIT = {"conv1d": contraction, "conv2d": contraction, "linear": contraction}
