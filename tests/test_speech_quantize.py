@@ -103,6 +103,18 @@ def test_layers_of_16_bits(bits, gain):
     assert sixteen > eight + gain
 
 
+def test_conformers_have_16_bits_unless_told_otherwise(made):
+    checkpoint, graph, _ = made
+    fine = [node.name for node in graph.nodes if node.name.endswith(".fine")]
+    assert bool(fine) == checkpoint.attends
+    if fine:
+        eight = domain.quantize(checkpoint, None, samples=1, seed=0, bits={"*": 8}, weight_bits={"*": 8})
+        assert not [n.name for n in eight.nodes if n.name.endswith((".fine", ".high"))]
+        some = domain.quantize(checkpoint, None, samples=1, seed=0, weight_bits={"*.self_attn*": 8})
+        own = [n.name for n in some.nodes if n.name.endswith(".fine")]
+        assert own == [name for name in fine if ".self_attn" not in name]
+
+
 def test_recordings_of_other_lengths(made):
     checkpoint, graph, network = made
     most = graph.inputs[0].longest
