@@ -58,7 +58,7 @@ def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: F
     if len(node.inputs) == 1:
         layer = _layer(e, node, node.name, quant)
         return _written(e, node, layer, layer.terms, node.name, quant, function, scaled), order
-    if not reads_words(e, node) and e.plan.weights[node.name].bits == 8:
+    if node.name not in e.plan.wide_readers and e.plan.weights[node.name].bits == 8:
         layer = _layer(e, node, node.name, quant)
         return _written(e, node, layer, [*layer.terms, _residual(e, node, quant)], node.name, quant), order
     # its bytes are two terms already, and an operation sums no more
@@ -106,7 +106,7 @@ def _constants(layer: Layer, terms: list[Term], bias: np.ndarray, quant: Quant) 
 
 def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     """The products of a contraction, called ``name``, in units of ``quant``; their bias and residual come later."""
-    wide = reads_words(e, node)
+    wide = node.name in e.plan.wide_readers
     x = e.in_order(node.inputs[0], channel_last(len(node.shape)), eight_bits=not wide)
     has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
     real = has.scale * e.plan.weights[node.name].scale.double().numpy() / quant.scale
@@ -147,11 +147,6 @@ def bytes_of(weights: Weights) -> tuple[np.ndarray, np.ndarray | None]:
         return q.astype(np.int8), None
     coarse = np.rint(q / COARSE).astype(np.int16)
     return coarse.astype(np.int8), (q - COARSE * coarse).astype(np.int8)
-
-
-def reads_words(e, node: FloatNode) -> bool:
-    """Whether a layer takes 16 bits; what has 8, as pixels do, is read so whoever asks for more."""
-    return node.name in e.plan.wide_readers and e.quants[node.inputs[0]].dtype == "int16"
 
 
 def _sums(q: np.ndarray) -> np.ndarray:

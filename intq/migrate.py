@@ -26,10 +26,11 @@ from intq.calibrate import Limits
 from intq.curves import MAX_LIFT
 from intq.equalize import COMPENSATED, WIDEST
 from intq.floatgraph import FloatGraph, FloatNode
+from intq.widths import INT16_HEADROOM
 
 SHARES = torch.linspace(0, 1, 11).tolist()  # exponents of a channel's range
 ROWS = 256  # outputs of a layer by which the weights' rounding noise is predicted
-LEVELS = {8: 127.5, 16: 2**15 / 1.5}  # of what lies in [0, 1]; in 16 bits there is room for more
+LEVELS = {8: 127.5, 16: 2**15 / INT16_HEADROOM}  # of what lies in [0, 1]
 MOVED = ".moved"  # the name of what a value's linear layers read
 
 

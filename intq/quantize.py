@@ -26,7 +26,15 @@ from intq.simplify import prepend_affine, simplify
 from intq.tokens import sentences, spread_tokens, tokens_value
 from intq.transformer import with_ibert_functions
 from intq.value import Value
-from intq.widths import curve_argument, curve_arguments, fine_layers, lifted_functions, wide_readers, wide_values
+from intq.widths import (
+    INT16_HEADROOM,
+    curve_argument,
+    curve_arguments,
+    fine_layers,
+    lifted_functions,
+    wide_readers,
+    wide_values,
+)
 
 CHUNK = 16  # samples that go through the network together
 WALK_SAMPLES = 128  # samples by which weights are rounded and biases corrected, at most;
@@ -35,7 +43,6 @@ WALK_TOKENS = 4096  # tokens of the same
 WALK_RECORDED = 2**21  # samples of recordings of the same: two minutes at 16 kHz
 WALK_FLOATS = 2**27  # and at most so many that the largest value of the network takes half a gigabyte
 INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits are left above it
-INT16_HEADROOM = 1.5
 FINE_BITS = 6  # that a curve's polynomials have below a step of 8 bits, about
 
 Progress = Callable[[str, int, int], None]
@@ -290,6 +297,8 @@ def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], option
         function = users[name][0]
         result = quants[users[function.name][0].name if function.name in lifted else function.name]
         quants[name] = curve_argument(function, histograms[name], result)
+    # pixels have 8 bits, whoever reads them
+    readers = frozenset(name for name in readers if quants[makers[name].inputs[0]].dtype == "int16")
     return Plan(graph, quants, narrow, {}, curved, lifted, readers)
 
 

@@ -13,6 +13,7 @@ from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
 from intq.plan import ARGUMENT, MOVES, Quant
 
+INT16_HEADROOM = 1.5  # of a value of 16 bits over what calibration saw
 CURVE_HEADROOM = 1.25  # of a curve's interval over what calibration saw
 FLAT = 0.05  # output steps by which a curve may miss what lies outside its interval
 GRID = 4097

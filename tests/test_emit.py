@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from intq.artifact import digest
 from intq.backends import reference
 from intq.emit import emit
 from intq.emit_layers import COARSE
@@ -72,13 +71,7 @@ def test_weights_of_16_bits(dtype):
         fine = weight - COARSE * np.rint(weight / COARSE).astype(np.int64)
         assert abs(fine).max() <= 127
         left_out = np.einsum("nfck,ock->nfo", windows % 256, fine) - 127.5 * fine.sum((1, 2))
-        np.testing.assert_allclose(scale * y, expected - left_out, rtol=0, atol=260 * scale)
-
-
-def test_a_layer_that_is_asked_for_16_bits_takes_8_where_there_are_no_more():
-    quants = {"x": Quant("uint8", 1.0, 9), "y": Quant("int32", 1.0, 0)}
-    narrow, wide = (emit(planned(convolution({}), wide, **quants)) for wide in (False, True))
-    assert digest(narrow) == digest(wide)
+        np.testing.assert_allclose(scale * y, expected - left_out, rtol=0, atol=1.02 * scale)  # it rounds twice
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])

@@ -8,6 +8,7 @@ from torch import nn
 
 import intq
 from intq import rounding
+from intq.artifact import digest
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.floatgraph import FloatNode, contraction
@@ -202,6 +203,14 @@ def test_degenerate_networks(seed):
 def test_bad_input_is_one_sentence(calibration, options, says):
     with pytest.raises(IntqError, match=says):
         intq.quantize(nn.Conv2d(3, 4, 3), calibration, **options)
+
+
+@pytest.mark.parametrize("asked", [{"bits": {"*": 16}}, {"bits": {"0": 16}}])
+def test_a_layer_that_is_asked_for_16_bits_reads_8_where_there_are_no_more(asked):
+    """The network's own input: it came out as if its bytes were the high ones of words."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 6)).eval(), torch.randn(32, 8)
+    assert digest(intq.quantize(model, x, **asked)) == digest(intq.quantize(model, x))
 
 
 LAYERS = {
