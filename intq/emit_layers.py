@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +50,10 @@ class Layer:
     terms: list[Term]
     mask: list[Value]
 
+    @property
+    def inputs(self) -> list[Value]:
+        return [*(term.value for term in self.terms), *self.mask]
+
 
 def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: FloatNode | None = None):
     """With ``function``: a layer that ends in its curve, and whose own quant is the curve's argument.
@@ -57,14 +61,15 @@ def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: F
     quant, order = e.quants[node.name], channel_last(len(node.shape))
     if len(node.inputs) == 1:
         layer = _layer(e, node, node.name, quant)
-        return _written(e, node, layer, layer.terms, node.name, quant, function, scaled), order
+        return _written(e, node, layer, node.name, quant, function, scaled), order
     if node.name not in e.plan.wide_readers and e.plan.weights[node.name].bits == 8:
         layer = _layer(e, node, node.name, quant)
-        return _written(e, node, layer, [*layer.terms, _residual(e, node, quant)], node.name, quant), order
+        layer = replace(layer, terms=[*layer.terms, _residual(e, node, quant)])
+        return _written(e, node, layer, node.name, quant), order
     # its bytes are two terms already, and an operation sums no more
     name, fine = f"{node.name}.layer", finer(quant)
     layer = _layer(e, node, name, fine)
-    sums = _written(e, unlimited(node), layer, layer.terms, name, fine)
+    sums = _written(e, unlimited(node), layer, name, fine)
     return e.sum(node, Term(sums, fine.scale / quant.scale, 0), _residual(e, node, quant)), order
 
 
@@ -72,18 +77,16 @@ def _written(
     e,
     node: FloatNode,
     layer: Layer,
-    terms: list[Term],
     name: str,
     quant: Quant,
     function: FloatNode | None = None,
     scaled: FloatNode | None = None,
 ) -> Value:
     """The integer node of a layer: its terms, its bias, and the curve at its end."""
-    bias = e.plan.weights[node.name].bias.double().numpy()
-    constants = _constants(layer, terms, bias / quant.scale, quant)
-    inputs = [*(term.value for term in terms), *layer.mask]
+    bias = e.plan.weights[node.name].bias.double().numpy() / quant.scale
     if function is None:
-        return e.add(layer.op, name, inputs, quant, node, limits(node, quant) | layer.geometry, constants)
+        return _summed(e, node, layer, name, quant, bias)
+    constants = _constants(layer, bias, quant)
     end = scaled or function
     quant = e.quants[end.name]
     curve = curve_of(function, e.quants[node.name].interval, quant, scaled)
@@ -93,15 +96,15 @@ def _written(
     if scaled is not None:
         constants["lift"] = torch.log2(scaled.parameters["scale"]).round().numpy().astype(np.int32)
         attrs["level"] = (int(quant.zero_point) << curve.drop) + (1 << curve.drop >> 1)
-    return e.add(layer.op, end.name, inputs, quant, function, attrs | layer.geometry, constants)
+    return e.add(layer.op, end.name, layer.inputs, quant, function, attrs | layer.geometry, constants)
 
 
-def _constants(layer: Layer, terms: list[Term], bias: np.ndarray, quant: Quant) -> dict[str, np.ndarray]:
+def _constants(layer: Layer, bias: np.ndarray, quant: Quant) -> dict[str, np.ndarray]:
     """The weights, and the sum of the terms and ``bias`` in units of ``quant``."""
-    reals, zeros = [term.real for term in terms], [term.zero for term in terms]
+    reals, zeros = [term.real for term in layer.terms], [term.zero for term in layer.terms]
     multipliers, offset, shift = rescaling(reals, zeros, bias, quant.zero_point)
     constants = {"multiplier": multipliers[0], "offset": offset, "shift": shift, **layer.weights}
-    return constants | ({"residual_multiplier": multipliers[1]} if len(terms) > 1 else {})
+    return constants | ({"residual_multiplier": multipliers[1]} if len(layer.terms) > 1 else {})
 
 
 def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
@@ -136,7 +139,7 @@ def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     share = BYTE * real * quant.scale / unit.scale
     both = layer(fine, high_pad, Term(high, share, MIDDLE * _sums(fine)), Term(of_high, COARSE * share, top))
     left_out = (BYTE - 1) / 2 / BYTE * share * _sums(fine)
-    of_both = _summed(e, node, f"{name}.fine", both, unit, left_out)
+    of_both = _summed(e, unlimited(node), both, f"{name}.fine", unit, left_out)
     return layer(coarse, low_pad, Term(low, COARSE * real, nothing), Term(of_both, unit.scale / quant.scale, 0))
 
 
@@ -154,11 +157,10 @@ def _sums(q: np.ndarray) -> np.ndarray:
     return q.reshape(len(q), -1).sum(1, dtype=np.int64)
 
 
-def _summed(e, node: FloatNode, name: str, layer: Layer, quant: Quant, bias: np.ndarray) -> Value:
-    """The terms of a layer and a bias of their own, in units of ``quant``."""
-    constants = _constants(layer, layer.terms, bias, quant)
-    inputs = [*(term.value for term in layer.terms), *layer.mask]
-    return e.add(layer.op, name, inputs, quant, node, limits(unlimited(node), quant) | layer.geometry, constants)
+def _summed(e, node: FloatNode, layer: Layer, name: str, quant: Quant, bias: np.ndarray) -> Value:
+    """The integer node of a layer's terms and a bias in units of ``quant``."""
+    attrs = limits(node, quant) | layer.geometry
+    return e.add(layer.op, name, layer.inputs, quant, node, attrs, _constants(layer, bias, quant))
 
 
 def _plain(e, node: FloatNode, name: str, layer: Layer) -> Value:
@@ -167,8 +169,7 @@ def _plain(e, node: FloatNode, name: str, layer: Layer) -> Value:
     constants = {**layer.weights, "multiplier": np.full(co, 2**30, np.int32)}
     constants |= {"offset": np.zeros(co, np.int64), "shift": np.full(co, 30, np.int32)}
     attrs = {**layer.geometry, **dict(zip(("low", "high"), DTYPE_RANGE["int32"], strict=True))}
-    inputs = [layer.terms[0].value, *layer.mask]
-    return e.add(layer.op, name, inputs, Quant("int32", 1.0, 0), node, attrs, constants)
+    return e.add(layer.op, name, layer.inputs, Quant("int32", 1.0, 0), node, attrs, constants)
 
 
 def finer(quant: Quant) -> Quant:

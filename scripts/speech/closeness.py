@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="accuracy_speech", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a .nemo checkpoint, or weights that a package ships: hama, marblenet")
-    parser.add_argument("data", help="what is judged on: LibriSpeech's layout, or a manifest (jsonl, csv)")
+    parser.add_argument("data", help="what is judged on: LibriSpeech's layout, a manifest, or any recordings")
     parser.add_argument("--calibration", metavar="DATA", help="what calibrates: another split")
     parser.add_argument("--zero-shot", action="store_true", help="also intq without any data")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["intq"], help="default: intq alone")
