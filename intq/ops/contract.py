@@ -10,13 +10,16 @@ With ``lift`` channel c has a scale of its own, ``2**-lift[c]`` of the output's,
 A convolution may take a mask of frames as its last input, of an image one of its rows: what it leaves out counts as
 padding, so that an utterance in a padded batch is computed as alone.
 
+Weights are int8 within 127, or with ``weight_bits`` of 4 or 2 within 7 or 1, which artifacts and kernels keep packed.
+
 The input's zero point, the bias, the output's zero point and the rounding half are folded exactly into ``offset``
 (:func:`intq.fixedpoint.offset_of`), so what runs is ``clamp((sum w * x * multiplier + offset) >> shift)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +28,8 @@ from intq.dims import Dim, floor_divided
 from intq.fixedpoint import rescale
 from intq.ops.op import Attrs, Constants, Op, Sample, expect, window_shape
 from intq.value import DTYPE_RANGE, Shape, Value
+
+WEIGHT_BITS = (8, 4, 2)
 
 
 def _epilogue(L, operands, constants: Constants, attrs: Attrs):
@@ -72,6 +77,7 @@ def _conv2d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
         h = windows(height, kh, stride[0], padding[::2], dilation[0])
     shape = (x.shape[0], h, w, co)
     _check_epilogue(_unmasked(inputs, constants), constants, shape)
+    _check_weight(attrs, weight)
     return shape
 
 
@@ -91,6 +97,7 @@ def _conv1d_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     shape = (x.shape[0], frames, co)
     _check_epilogue(_unmasked(inputs, constants), constants, shape)
     _check_curve(attrs, constants, shape)
+    _check_weight(attrs, weight)
     return shape
 
 
@@ -116,7 +123,26 @@ def _linear_shape(inputs: tuple[Value, ...], attrs: Attrs, constants: Constants)
     shape = (*x.shape[:-1], weight.shape[0])
     _check_epilogue(inputs, constants, shape)
     _check_curve(attrs, constants, shape)
+    _check_weight(attrs, weight)
     return shape
+
+
+def weight_bits(attrs: Attrs) -> int:
+    """How wide a contraction's weights are: 8, or what ``weight_bits`` says."""
+    return attrs.get("weight_bits", 8)
+
+
+def weight_limit(bits: int) -> int:
+    """The largest weight of so many bits: the range is narrow, as far below 0 as above."""
+    return 2 ** (bits - 1) - 1
+
+
+def _check_weight(attrs: Attrs, weight: np.ndarray) -> None:
+    bits = weight_bits(attrs)
+    expect(bits in WEIGHT_BITS, f"weight_bits must be one of {', '.join(map(str, WEIGHT_BITS))}, got {bits!r}")
+    if bits < 8 and weight.size:
+        most = max(int(weight.max()), -int(weight.min()))
+        expect(most <= weight_limit(bits), f"weights of {bits} bits must lie within {weight_limit(bits)}, found {most}")
 
 
 def _check_curve(attrs: Attrs, constants: Constants, shape: Shape) -> None:
@@ -267,7 +293,31 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
     return samples
 
 
-_CURVED = frozenset({"residual_multiplier", "curve", "drop", "function", "lift", "level"})
+def _with_narrow(samples: Callable, narrow: Mapping[int, tuple[int, int]]) -> Callable:
+    """Samples, and some of them again with other widths: {index: (bits of weights, bits of the input)}."""
+
+    def both(rng: np.random.Generator) -> list[Sample]:
+        made = samples(rng)
+        return made + [_narrowed(made[i], *widths) for i, widths in narrow.items()]
+
+    return both
+
+
+def _narrowed(sample: Sample, bits: int, input_bits: int) -> Sample:
+    """The same with fewer bits: sums are smaller, and the rescale's shifts with them."""
+    constants, most, fewer = dict(sample.constants), 2**input_bits - 1, 16 - bits - input_bits
+    constants["weight"] = np.rint(constants["weight"] * (weight_limit(bits) / 127)).astype(np.int8)
+    constants["shift"] = constants["shift"] - np.int32(fewer)
+    for name in ("offset", "residual_multiplier", "pad_value"):
+        if name in constants:
+            places = 8 - input_bits if name == "pad_value" else fewer
+            constants[name] = (constants[name] >> places).astype(constants[name].dtype)
+    x, *further = sample.inputs
+    attrs = {**sample.attrs, "weight_bits": bits}
+    return replace(sample, inputs=(replace(x, high=most), *further), attrs=attrs, constants=constants)
+
+
+_CURVED = frozenset({"residual_multiplier", "curve", "drop", "function", "lift", "level", "weight_bits"})
 _CONSTANTS = frozenset({"weight", "multiplier", "offset", "shift"})
 
 OPS = (
@@ -276,17 +326,19 @@ OPS = (
         "conv2d",
         _epilogue,
         _conv2d_shape,
-        _conv2d_samples,
+        _with_narrow(
+            _conv2d_samples, {0: (4, 8), 1: (4, 4), 2: (2, 8), 3: (4, 4), 6: (4, 8), 7: (4, 8), 8: (2, 4), 9: (4, 4)}
+        ),
         attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
         constants=_CONSTANTS | {"pad_value"},
-        optional=frozenset({"residual_multiplier"}),
+        optional=frozenset({"residual_multiplier", "weight_bits"}),
     ),
     Op(
         "conv1d",
         "conv1d",
         _epilogue,
         _conv1d_shape,
-        _conv1d_samples,
+        _with_narrow(_conv1d_samples, {0: (4, 8), 2: (2, 8), 4: (4, 4), 6: (2, 8), 10: (4, 8)}),
         attrs=frozenset({"stride", "padding", "dilation", "groups", "low", "high"}),
         constants=_CONSTANTS | {"pad_value"},
         optional=_CURVED,
@@ -296,7 +348,7 @@ OPS = (
         "linear",
         _epilogue,
         _linear_shape,
-        _linear_samples,
+        _with_narrow(_linear_samples, {0: (4, 8), 1: (4, 4), 3: (2, 8), 5: (4, 8)}),
         attrs=frozenset({"low", "high"}),
         constants=_CONSTANTS,
         optional=_CURVED,
