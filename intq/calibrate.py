@@ -105,11 +105,14 @@ def observe_histograms(
 
 
 def choose_range(
-    histograms: Iterable[Histogram], method: str, function: Callable[[Tensor], Tensor] | None = None
+    histograms: Iterable[Histogram],
+    method: str,
+    function: Callable[[Tensor], Tensor] | None = None,
+    steps: int = 255,
 ) -> tuple[float, float]:
     """(low, high), low <= 0 <= high, for values that share one scale.
 
-    ``function``: what the values are read through, for ``mse``.
+    ``function``: what the values are read through, for ``mse``. ``steps`` of integers lie between low and high.
     """
     histograms = list(histograms)
     low = min(0.0, *(h.low for h in histograms))
@@ -120,7 +123,7 @@ def choose_range(
     if method == "percentile":
         ends = [_percentiles(h) for h in spread]
         return min(0.0, *(e[0] for e in ends)), max(0.0, *(e[1] for e in ends))
-    return _least_error(spread, low, high, function)
+    return _least_error(spread, low, high, function, steps)
 
 
 def _percentiles(histogram: Histogram) -> tuple[float, float]:
@@ -130,7 +133,7 @@ def _percentiles(histogram: Histogram) -> tuple[float, float]:
     return float(centers[first]), float(centers[last])
 
 
-def _least_error(spread: list[Histogram], low: float, high: float, function) -> tuple[float, float]:
+def _least_error(spread: list[Histogram], low: float, high: float, function, steps: int) -> tuple[float, float]:
     """Shrinks either end in turn over a grid of shares of the full range, until neither moves."""
     x = torch.cat([h.centers() for h in spread])
     weight = torch.cat([h.counts for h in spread])
@@ -139,9 +142,9 @@ def _least_error(spread: list[Histogram], low: float, high: float, function) -> 
     smallest = max(high - low, math.ulp(0.0)) * 1e-6
 
     def error(ends: Tensor) -> Tensor:  # (candidates, 2) -> (candidates,)
-        scale = (ends[:, 1:] - ends[:, :1]).clamp_min(smallest) / 255
+        scale = (ends[:, 1:] - ends[:, :1]).clamp_min(smallest) / steps
         zero = torch.round(-ends[:, :1] / scale)
-        read = (torch.round(x / scale) + zero).clamp(0, 255).sub(zero).mul(scale)
+        read = (torch.round(x / scale) + zero).clamp(0, steps).sub(zero).mul(scale)
         read = read if function is None else function(read)
         return ((read - wanted).square() * weight).sum(1)
 

@@ -24,8 +24,8 @@ from intq.errors import IntqError
 from intq.fixedpoint import rescaling
 from intq.floatgraph import FloatNode, channel_axis, evaluate
 from intq.graph import Graph, Node, make_node
-from intq.plan import Plan, Quant, limits
-from intq.value import DTYPE_RANGE, Value
+from intq.plan import LEVELS, Plan, Quant, limits
+from intq.value import Value
 
 
 def emit(plan: Plan, input_value: Value | None = None, metadata: Mapping | None = None) -> Graph:
@@ -47,7 +47,7 @@ class _Emitter:
         order = channel_last(len(graph.input_shape))
         shape = tuple(graph.input_shape[i] for i in order)
         q = quants[graph.input]
-        value = input_value or Value(graph.input, shape, q.dtype, *DTYPE_RANGE[q.dtype], q.scale, q.zero_point)
+        value = input_value or Value(graph.input, shape, q.storage, *LEVELS[q.dtype], q.scale, q.zero_point)
         self.inputs = (value,)
         if graph.reads_samples:
             lengths = Value("lengths", value.shape[:1], "int32", 1, value.longest)
@@ -85,7 +85,7 @@ class _Emitter:
             op,
             name,
             inputs,
-            dtype=quant.dtype,
+            dtype=quant.storage,
             scale=quant.scale,
             zero_point=quant.zero_point,
             attrs=attrs,
@@ -95,15 +95,16 @@ class _Emitter:
         self.nodes.append(node)
         return node.output
 
-    def in_order(self, name: str, order: tuple[int, ...], eight_bits: bool = False) -> Value:
-        """The integer value of a float value with its axes in ``order``; with ``eight_bits`` as uint8."""
+    def in_order(self, name: str, order: tuple[int, ...], bits: int | None = None) -> Value:
+        """The integer value of a float value with its axes in ``order``, as it is stored or in fewer ``bits``."""
         value, has = self.at[name]
         quant = self.quants[name]
         source = self.makers.get(name, self.graph.nodes[0])
-        if eight_bits and quant.dtype != "uint8":
-            key = (name, "narrow")
+        narrow = quant if bits is None else self.plan.as_read(name, bits)
+        if narrow is not quant:
+            key = (name, bits)
             if key not in self.made:
-                self.made[key] = self.requantize(f"{name}.narrow", value, quant, self.plan.narrow[name], source)
+                self.made[key] = self.requantize(f"{name}.{bits}bits", value, quant, narrow, source)
             value = self.made[key]
         if has != order:
             key = (value.name, order)
@@ -168,9 +169,9 @@ def _add(e: _Emitter, node: FloatNode):
 def _mul(e: _Emitter, node: FloatNode):
     quant = e.quants[node.name]
     order = channel_last(len(node.shape))
-    wide = node.name in e.plan.wide_readers
-    values = [e.in_order(name, order, eight_bits=not wide) for name in node.inputs]
-    has = [e.quants[name] if wide else e.plan.eight_bits(name) for name in node.inputs]
+    bits = e.plan.bits_read(node)
+    values = [e.in_order(name, order, bits) for name in node.inputs]
+    has = [e.plan.as_read(name, bits) for name in node.inputs]
     (multiplier,), offset, shift = rescaling([has[0].scale * has[1].scale / quant.scale], [0], 0.0, quant.zero_point)
     attrs = limits(node, quant) | {"zero_point_a": has[0].zero_point, "zero_point_b": has[1].zero_point}
     constants = {"multiplier": multiplier, "offset": offset, "shift": shift}
@@ -180,14 +181,14 @@ def _mul(e: _Emitter, node: FloatNode):
 def _function(e: _Emitter, node: FloatNode):
     if node.inputs[0] in e.plan.curved:
         return contraction(e, e.makers[node.inputs[0]], node)
-    quant, has = e.quants[node.name], e.plan.eight_bits(node.inputs[0])
+    quant, has = e.quants[node.name], e.plan.as_read(node.inputs[0])
     order = e.at[node.inputs[0]][1]
-    x = e.in_order(node.inputs[0], order, eight_bits=True)
+    x = e.in_order(node.inputs[0], order, 8)
     real = has.scale * (torch.arange(256, dtype=torch.float64) - has.zero_point)
     y = evaluate(node, real.reshape(-1, 1)).reshape(-1)
     least, most = quant.limits(node.low, node.high)
     table = torch.floor(y / quant.scale + quant.zero_point + 0.5).nan_to_num(0.0).clamp(least, most)
-    constants = {"table": table.numpy().astype(quant.dtype)}
+    constants = {"table": table.numpy().astype(quant.storage)}
     attrs = {"function": node.attrs["function"]}
     return e.add("lookup", node.name, [x], quant, node, attrs, constants), order
 
@@ -205,7 +206,7 @@ def _average(e: _Emitter, node: FloatNode):
     real, zero = has.scale / (divisor * quant.scale), has.zero_point * math.prod(kernel)
     (multiplier,), offset, shift = rescaling([real], [zero], 0.0, quant.zero_point)
     attrs = {"kernel": kernel, "stride": stride, "padding": padding, **limits(node, quant)}
-    pad = np.full(x.shape[3], has.zero_point).astype(has.dtype)
+    pad = np.full(x.shape[3], has.zero_point).astype(has.storage)
     constants = {"pad_value": pad, "multiplier": multiplier, "offset": offset, "shift": shift}
     flat = node.op == "mean" and not node.attrs["keepdim"]
     name = f"{node.name}.pool" if flat else node.name

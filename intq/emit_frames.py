@@ -46,7 +46,7 @@ def normalize_frames(e, node: FloatNode):
         beta,
         quant.scale,
         quant.zero_point,
-        quant.dtype,
+        quant.storage,
         longest=e.most(x.shape[1]),
         correction=node.attrs["correction"],
         epsilon=node.attrs["inside"],

@@ -19,7 +19,7 @@ from intq.curves import Curve, fit
 from intq.emit_moves import channel_last
 from intq.fixedpoint import rescaling
 from intq.floatgraph import FloatNode, evaluate
-from intq.plan import Quant, Weights, limits
+from intq.plan import LEVELS, Quant, Weights, limits
 from intq.rewriter import unlimited
 from intq.value import DTYPE_RANGE, Value
 
@@ -62,7 +62,7 @@ def contraction(e, node: FloatNode, function: FloatNode | None = None, scaled: F
     if len(node.inputs) == 1:
         layer = _layer(e, node, node.name, quant)
         return _written(e, node, layer, node.name, quant, function, scaled), order
-    if node.name not in e.plan.wide_readers and e.plan.weights[node.name].bits == 8:
+    if e.plan.bits_read(node) <= 8 and e.plan.weights[node.name].bits <= 8:
         layer = _layer(e, node, node.name, quant)
         layer = replace(layer, terms=[*layer.terms, _residual(e, node, quant)])
         return _written(e, node, layer, node.name, quant), order
@@ -109,12 +109,14 @@ def _constants(layer: Layer, bias: np.ndarray, quant: Quant) -> dict[str, np.nda
 
 def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     """The products of a contraction, called ``name``, in units of ``quant``; their bias and residual come later."""
-    wide = node.name in e.plan.wide_readers
-    x = e.in_order(node.inputs[0], channel_last(len(node.shape)), eight_bits=not wide)
-    has = e.quants[node.inputs[0]] if wide else e.plan.eight_bits(node.inputs[0])
+    bits = e.plan.bits_read(node)
+    x = e.in_order(node.inputs[0], channel_last(len(node.shape)), bits)
+    has = e.plan.as_read(node.inputs[0], bits)
     real = has.scale * e.plan.weights[node.name].scale.double().numpy() / quant.scale
     coarse, fine = bytes_of(e.plan.weights[node.name])
     op, geometry, _ = laid_out(node, coarse)
+    if e.plan.weights[node.name].bits < 8:
+        geometry |= {"weight_bits": e.plan.weights[node.name].bits}
     mask = e.kept(node.inputs[0], node) if op != "linear" and reaches_beyond(node) else []
     pad = None if op == "linear" else padding_of(node, has, x.channels)
 
@@ -122,7 +124,7 @@ def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
         weights = {"weight": laid_out(node, q)[2]} | ({} if pad is None else {"pad_value": pad.astype(np.uint8)})
         return Layer(op, geometry, weights, list(terms), mask)
 
-    if not wide:
+    if bits <= 8:
         whole = Term(x, real, has.zero_point * _sums(coarse))
         if fine is None:
             return layer(coarse, pad, whole)
@@ -146,7 +148,7 @@ def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
 def bytes_of(weights: Weights) -> tuple[np.ndarray, np.ndarray | None]:
     """(coarse, fine), int8, with ``q = 254 * coarse + fine``; fine is None where 8 bits are all."""
     q = weights.q.numpy()
-    if weights.bits == 8:
+    if weights.bits <= 8:
         return q.astype(np.int8), None
     coarse = np.rint(q / COARSE).astype(np.int16)
     return coarse.astype(np.int8), (q - COARSE * coarse).astype(np.int8)
@@ -201,7 +203,7 @@ def laid_out(node: FloatNode, q: np.ndarray) -> tuple[str, dict, np.ndarray]:
 def padding_of(node: FloatNode, has: Quant, channels: int) -> np.ndarray:
     """int64 (channels,): what pads a convolution's input, in the integers that this ``has``."""
     pad = node.parameters.get("pad", torch.zeros(channels)).double().numpy()
-    return np.clip(np.rint(pad / has.scale) + has.zero_point, *DTYPE_RANGE[has.dtype]).astype(np.int64)
+    return np.clip(np.rint(pad / has.scale) + has.zero_point, *LEVELS[has.dtype]).astype(np.int64)
 
 
 def reaches_beyond(node: FloatNode) -> bool:
@@ -217,7 +219,7 @@ def curve_of(node: FloatNode, domain: tuple[float, float], quant: Quant, scaled:
         return evaluate(node, torch.from_numpy(x).reshape(-1, 1)).reshape(x.shape).numpy()
 
     zero_point = quant.zero_point if scaled is None else 0
-    return fit(function, *domain, quant.scale, zero_point, quant.dtype, half=scaled is None)
+    return fit(function, *domain, quant.scale, zero_point, quant.storage, half=scaled is None)
 
 
 # ---- 16 bits -----------------------------------------------------------------------------------------------------

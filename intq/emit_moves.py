@@ -12,7 +12,7 @@ import numpy as np
 
 from intq.errors import IntqError
 from intq.floatgraph import FloatNode
-from intq.value import DTYPE_RANGE
+from intq.plan import LEVELS
 
 IMAGE = (0, 2, 3, 1)  # channel last
 
@@ -65,9 +65,9 @@ def _pad_tokens(e, node: FloatNode):
 
 
 def _pad_value(node: FloatNode, quant, channels: int) -> dict[str, np.ndarray]:
-    low, high = DTYPE_RANGE[quant.dtype]
+    low, high = LEVELS[quant.dtype]
     value = min(max(round(node.attrs["value"] / quant.scale) + quant.zero_point, low), high)
-    return {"pad_value": np.full(channels, value).astype(quant.dtype)}
+    return {"pad_value": np.full(channels, value).astype(quant.storage)}
 
 
 def permute(e, node: FloatNode):

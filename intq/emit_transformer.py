@@ -105,7 +105,7 @@ def attention(e, node: FloatNode):
 
 def relative(e, node: FloatNode):
     """The vectors of distances in 8 bits, as many as the longest input has."""
-    x, quant = e.in_order(node.inputs[0], (0, 1, 2), eight_bits=True), e.quants[node.name]
+    x, quant = e.in_order(node.inputs[0], (0, 1, 2), 8), e.quants[node.name]
     table, longest = node.parameters["table"].double().numpy(), e.most(node.shape[2])
     if longest > tokens_of(table):
         raise IntqError(
@@ -115,7 +115,7 @@ def relative(e, node: FloatNode):
     table = met(table, longest)
     step = np.abs(table).max() / WORD_LIMIT or 1.0
     (multiplier,), shift = dyadic_terms(
-        [e.plan.eight_bits(node.inputs[0]).scale * step * node.attrs["scale"] / quant.scale]
+        [e.plan.as_read(node.inputs[0]).scale * step * node.attrs["scale"] / quant.scale]
     )
     constants = {
         "distances": np.rint(table / step).astype(np.int8),

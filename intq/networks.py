@@ -84,12 +84,12 @@ def renamed(metadata: Mapping[str, Any], labels: str | None) -> dict[str, Any]:
 
 
 def layer_bits(options: list[str] | None, name: str) -> dict[str, int]:
-    """What the option called ``name`` says: a width for the layers of each pattern."""
+    """What the option called ``name`` says: a number of bits for the layers of each pattern."""
     found = {}
     for option in options or ():
         pattern, equals, width = option.rpartition("=")
-        if not (pattern and equals and width in ("8", "16")):
-            raise IntqError(f"{name} takes layers and 8 or 16, as in '*.output.dense=16'; found {option!r}")
+        if not (pattern and equals and width.isdecimal()):
+            raise IntqError(f"{name} takes layers and bits, as in '*.output.dense=16'; found {option!r}")
         found[pattern] = int(width)
     return found
 

@@ -69,16 +69,16 @@ Functions = Annotated[
 Bits = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LAYERS=16",
-        help="Layers that read 16 bits, by pattern; repeatable.",
+        metavar="LAYERS=BITS",
+        help="In how many bits (4, 8, 16) layers read their input, by pattern; repeatable.",
         show_default="8; of a Conformer 16",
     ),
 ]
 WeightBits = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LAYERS=16",
-        help="Layers with 16-bit weights, by pattern; repeatable.",
+        metavar="LAYERS=BITS",
+        help="How many bits (2, 4, 8, 16) layers' weights have, by pattern; repeatable.",
         show_default="8; of a Conformer 16",
     ),
 ]

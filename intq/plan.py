@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from intq.value import DTYPE_RANGE
 MOVES = frozenset({"concat", "max_pool2d", "reshape", "permute", "slice", "pad"})  # these keep their inputs' scale
 
 
+NIBBLE = "uint4"  # 4 bits, of which each has a byte
 ARGUMENT = "curve argument"  # the dtype, so to speak, of what a linear layer hands to the curve at its end
-LEVELS = {**DTYPE_RANGE, ARGUMENT: (0, TOP)}
+LEVELS = {**DTYPE_RANGE, NIBBLE: (0, 15), ARGUMENT: (0, TOP)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Quant:
     dtype: str
     scale: float
     zero_point: float  # an integer, except in a curve's argument
+
+    @property
+    def storage(self) -> str:
+        """The dtype of the integer value."""
+        return "uint8" if self.dtype == NIBBLE else self.dtype
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -62,15 +68,12 @@ def limits(node: FloatNode, quant: Quant) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Weights:
-    """A contraction's weights ``scale[o] * q[o, ...]`` (int8 or int16, torch's layout) and its real bias."""
+    """A contraction's weights ``scale[o] * q[o, ...]`` (int8, of 16 bits int16; torch's layout) and its real bias."""
 
     q: Tensor
     scale: Tensor
     bias: Tensor
-
-    @property
-    def bits(self) -> int:
-        return self.q.dtype.itemsize * 8
+    bits: int = 8
 
     def real(self) -> Tensor:
         return self.q.float() * self.scale.float().reshape(-1, *[1] * (self.q.ndim - 1))
@@ -78,23 +81,27 @@ class Weights:
 
 @dataclass(frozen=True)
 class Plan:
-    """``quants``: of every value. ``narrow``: 8 bits for a wider value, where a reader takes 8 bits alone.
+    """``quants``: of every value as it is stored. ``reads``: the bits in which a node takes its inputs, where these are
+    not 8. ``narrow``: {bits: Quant} of a value that some of its readers take in fewer bits than it is stored in.
 
     ``curved``: the linear layers that end in the curve of the function which alone reads them. ``lifted``: of those
-    functions, the ones that an affine alone reads, by powers of two: it is part of the curve too. ``wide_readers``: the
-    layers and products that take their inputs in 16 bits.
+    functions, the ones that an affine alone reads, by powers of two: it is part of the curve too.
     """
 
     graph: FloatGraph
     quants: Mapping[str, Quant]
-    narrow: Mapping[str, Quant]
+    narrow: Mapping[str, Mapping[int, Quant]]
     weights: Mapping[str, Weights]
     curved: frozenset[str] = frozenset()
     lifted: frozenset[str] = frozenset()
-    wide_readers: frozenset[str] = frozenset()
+    reads: Mapping[str, int] = field(default_factory=dict)
 
-    def eight_bits(self, name: str) -> Quant:
-        return self.narrow.get(name, self.quants[name])
+    def bits_read(self, node: FloatNode) -> int:
+        return self.reads.get(node.name, 8)
+
+    def as_read(self, name: str, bits: int = 8) -> Quant:
+        """The meaning of a value for a reader that takes so many bits: fewer than it has, or those."""
+        return self.narrow.get(name, {}).get(bits, self.quants[name])
 
     def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every value of the quantized network as real numbers, the input first."""
@@ -128,10 +135,10 @@ class Plan:
         )
 
     def read(self, node: FloatNode, inputs: list[Tensor]) -> list[Tensor]:
-        """The inputs as the node reads them: in 8 bits, a residual and the operands of a sum excepted."""
-        takes_eight = {**dict.fromkeys(CONTRACTIONS, 1), "mul": 2, "function": 1}.get(node.op, 0)
-        wide = node.name in self.wide_readers
+        """The inputs as the node reads them: in its bits, a residual and the operands of a sum excepted."""
+        narrowed = {**dict.fromkeys(CONTRACTIONS, 1), "mul": 2, "function": 1}.get(node.op, 0)
+        bits = self.bits_read(node)
         return [
-            self.narrow[name].round(x) if i < takes_eight and name in self.narrow and not wide else x
+            self.narrow[name][bits].round(x) if i < narrowed and bits in self.narrow.get(name, ()) else x
             for i, (name, x) in enumerate(zip(node.inputs, inputs, strict=True))
         ]

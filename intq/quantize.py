@@ -10,30 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intq.calibrate import METHODS, Histogram, choose_range, mirrored, observe_histograms, observe_limits
+from intq.calibrate import METHODS, observe_histograms, observe_limits
 from intq.capture import capture
 from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
 from intq.errors import IntqError
-from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, evaluate
-from intq.frames import FULL_SCALE, LONGEST, recordings, samples_value, spread_recordings
-from intq.frontend import LOG_MEL_SCALE
+from intq.floatgraph import CONTRACTIONS, FloatGraph, evaluate
+from intq.frames import LONGEST, recordings, samples_value, spread_recordings
 from intq.graph import Graph
 from intq.migrate import migrate
-from intq.plan import MOVES, Plan, Quant, Weights
-from intq.rounding import ROUNDINGS, round_weights
+from intq.plan import MOVES, Plan, Weights
+from intq.quants import choose_quants
+from intq.rounding import LIMITS, ROUNDINGS, round_weights
 from intq.simplify import prepend_affine, simplify
 from intq.tokens import sentences, spread_tokens, tokens_value
 from intq.transformer import with_ibert_functions
 from intq.value import Value
 from intq.widths import (
-    INT16_HEADROOM,
-    curve_argument,
-    curve_arguments,
-    fine_layers,
-    lifted_functions,
-    wide_readers,
-    wide_values,
+    bits_read,
+    weight_bits,
 )
 
 CHUNK = 16  # samples that go through the network together
@@ -69,10 +64,11 @@ class Options:
             if getattr(self, name) not in allowed:
                 known = ", ".join(map(str, allowed))
                 raise IntqError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-        for what, given in (("activations", self.bits), ("weights", self.weight_bits)):
+        for what, given, widths in (("inputs", self.bits, (4, 8, 16)), ("weights", self.weight_bits, LIMITS)):
             for pattern, bits in given.items():
-                if bits not in (8, 16):
-                    raise IntqError(f"{what} have 8 or 16 bits, got {bits} for {pattern!r}")
+                if bits not in widths:
+                    known = ", ".join(map(str, widths))
+                    raise IntqError(f"{what} of layers have one of {known} bits, got {bits} for {pattern!r}")
 
 
 def quantize(
@@ -106,9 +102,9 @@ def quantize(
     ``method``: how ranges are chosen (:mod:`intq.calibrate`). ``equalize``: scale channels (:mod:`intq.equalize`).
     ``bias_correction`` and ``rounding``: :mod:`intq.rounding`. ``residual_bits``: width of residual sums; with
     LayerNorm it is 16 always. ``functions``: "ibert" takes the polynomials of I-BERT, for checkpoints trained
-    with them. ``bits``: {pattern: 8 or 16}, by module path: which linear layers and convolutions over frames read
-    16-bit activations; ``weight_bits``: which have 16-bit weights, as two products of 8 bits. ``ranges``: {module path:
-    (low, high)}: of what these modules make, known from training instead of calibration.
+    with them. ``bits``: {pattern of module paths: in how many bits layers read their input, 4, 8 or 16};
+    ``weight_bits``: {pattern: bits of their weights, 2, 4, 8 or 16 (which are two products of 8 bits)}. ``ranges``:
+    {module path: (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph. ``longest``: samples of a
     recording that the integer network takes at a time.
     ``progress(stage, done, total)`` is called along the way.
@@ -228,113 +224,20 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
     limits = observe_limits(graph, batches, lambda done, total: report("calibrate", done, steps))
     if options.equalize and not options.ranges:  # learned ranges are those of the channels as they are
         graph, limits = equalize_channels(graph, limits)
-        graph, limits = migrate(graph, limits, wide_readers(graph, options.bits))
+        wide = [name for name, bits in bits_read(graph, options.bits).items() if bits == 16]
+        graph, limits = migrate(graph, limits, wide)
     histograms = observe_histograms(
         graph, batches, limits, lambda done, total: report("calibrate", len(batches) + done, steps)
     )
-    return choose_quants(graph, histograms, options, pixels)
-
-
-def tied_groups(graph: FloatGraph) -> list[list[str]]:
-    """The values by groups that share one scale and zero point: what only moves or selects integers ties them."""
-    parent = {name: name for name in graph.real()}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for node in graph.nodes:
-        if node.op in MOVES:
-            for name in node.inputs:
-                parent[find(name)] = find(node.name)
-    groups: dict[str, list[str]] = {}
-    for name in parent:
-        groups.setdefault(find(name), []).append(name)
-    return list(groups.values())
-
-
-def choose_quants(graph: FloatGraph, histograms: Mapping[str, Histogram], options: Options, pixels: bool) -> Plan:
-    """A plan without weights: what the integers of every value mean."""
-    makers, users = {n.name: n for n in graph.nodes}, graph.users()
-    readers = wide_readers(graph, options.bits)
-    wide, curved = wide_values(graph, readers, options.residual_bits == 16), curve_arguments(graph)
-    quants, narrow = {name: Quant("uint8", 1.0, 0) for name in graph.shapes()}, {}
-    if graph.reads_tokens:
-        quants[graph.input] = Quant("int32", 1.0, 0)
-    for names in tied_groups(graph):
-        fresh = [n for n in names if n not in makers or makers[n].op not in MOVES]
-        seen = [histograms[n] for n in fresh]
-        known = [options.ranges[makers[n].module] for n in fresh if n in makers and makers[n].module in options.ranges]
-        symmetric = any(user.op in ("attention", "relative") for name in names for user in users[name])
-        low, high = choose_range(
-            [*seen, *map(mirrored, seen)] if symmetric else seen, options.method, _reader(names, users)
-        )
-        if known:
-            low, high = min(0.0, *(k[0] for k in known)), max(0.0, *(k[1] for k in known))
-        high = min([high, *(float(makers[n].channel_high.min()) for n in fresh if n in makers)])
-        quant = symmetric_uint8(max(-low, high)) if symmetric else affine_uint8(low, high)
-        largest = max(max(abs(histograms[n].low), abs(histograms[n].high)) for n in fresh) or 1.0
-        if pixels and graph.input in names:
-            quant = Quant("uint8", 1.0, 0)
-        elif unit := _given_unit(graph, names, makers):
-            narrow.update(dict.fromkeys(names, quant))
-            quant = Quant("int16", unit, 0)
-        elif _are_scores(graph, names, fresh, makers, users):
-            quant = Quant("int32", largest / INT32_SCORES, 0)
-        elif any(name in wide for name in names):
-            narrow.update(dict.fromkeys(names, quant))
-            quant = Quant("int16", INT16_HEADROOM * largest / 2**15, 0)
-        quants.update(dict.fromkeys(names, quant))
-    lifted = lifted_functions(graph, curved, frozenset(wide))
-    for name in lifted:  # what the polynomials compute with, before the channel's scale and the rounding to 8 bits
-        quants[name] = Quant("int16", quants[users[name][0].name].scale / 2**FINE_BITS, 0)
-    for node in graph.nodes:
-        if node.op == "attention" and node.attrs.get("biased"):  # in the unit of the products that it is added to
-            q, k, _, bias, *_ = node.inputs
-            quants[bias] = Quant("int32", quants[q].scale * quants[k].scale * node.attrs["scale"], 0)
-    for name in curved:
-        function = users[name][0]
-        result = quants[users[function.name][0].name if function.name in lifted else function.name]
-        quants[name] = curve_argument(function, histograms[name], result)
-    # pixels have 8 bits, whoever reads them
-    readers = frozenset(name for name in readers if quants[makers[name].inputs[0]].dtype == "int16")
-    return Plan(graph, quants, narrow, {}, curved, lifted, readers)
-
-
-def _given_unit(graph: FloatGraph, names: list[str], makers: Mapping[str, FloatNode]) -> float | None:
-    """The scale of a recording's samples and of log-mel features, which nobody chooses."""
-    if graph.reads_samples and graph.input in names:
-        return 1 / FULL_SCALE
-    return LOG_MEL_SCALE if any(makers[n].op == "log_mel" for n in names if n in makers) else None
-
-
-def affine_uint8(low: float, high: float) -> Quant:
-    """256 levels over [low, high], zero being one of them; low <= 0 <= high."""
-    scale = (high - low) / 255
-    if not scale > 0:  # nothing but zero was seen
-        return Quant("uint8", 1.0, 0)
-    return Quant("uint8", scale, min(max(round(-low / scale), 0), 255))
-
-
-def symmetric_uint8(high: float) -> Quant:
-    """Integers about 128, the levels of an int8, over [-high, high]: what attention takes."""
-    return Quant("uint8", high / 127 if high > 0 else 1.0, 128)
-
-
-def _are_scores(graph: FloatGraph, names: list[str], fresh: list[str], makers: dict, users: dict) -> bool:
-    """Whether the values are the network's answer alone and made by sums, which keep 32 bits."""
-    read_inside = any(user.op not in MOVES for name in names for user in users[name])
-    from_sums = all(name in makers and makers[name].op != "function" for name in fresh)
-    return graph.output in names and not read_inside and from_sums
-
-
-def _reader(names: list[str], users: Mapping[str, list[FloatNode]]) -> Callable[[Tensor], Tensor] | None:
-    """What a value is read through, when functions alone read it."""
-    readers = [user for name in names for user in users[name]]
-    if len(names) > 1 or not readers or any(user.op != "function" for user in readers):
-        return None
-    return lambda x: torch.stack([evaluate(u, x.reshape(-1, 1)).reshape(x.shape) for u in readers]).sum(0)
+    return choose_quants(
+        graph,
+        histograms,
+        pixels=pixels,
+        method=options.method,
+        residual_bits=options.residual_bits,
+        bits=options.bits,
+        ranges=options.ranges,
+    )
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------
@@ -347,7 +250,7 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
     left out: a bias that corrects the mean of clipped peaks shifts every pixel, through a ReLU too (MobileNetV2, photos
     held out: 21.2 dB so, 18.6 dB with it, 19.3 dB without any correction).
     """
-    weights, fine = {}, fine_layers(graph, options.weight_bits)
+    weights, widths = {}, weight_bits(graph, options.weight_bits)
     exact, rough = {graph.input: batches}, {graph.input: batches}
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     for done, node in enumerate(graph.nodes):
@@ -356,7 +259,7 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
         rounded = node
         if node.op in CONTRACTIONS:
             rounding, correct = options.rounding, options.bias_correction
-            bits = 16 if node.name in fine else 8
+            bits = widths.get(node.name, 8)
             chosen = round_weights(node, float_inputs, inputs, rounding, correct, options.seed, bits)
             weights[node.name] = chosen
             rounded = node.with_parameters(weight=chosen.real(), bias=chosen.bias.float())

@@ -19,28 +19,29 @@ FLAT = 0.05  # output steps by which a curve may miss what lies outside its inte
 GRID = 4097
 
 
-def wide_readers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
-    """The layers that read 16 bits, and the products, as those of gates, that such layers alone read.
+def bits_read(graph: FloatGraph, bits: Mapping[str, int]) -> dict[str, int]:
+    """{layer: bits of its input}, where they are not 8.
 
     Of the patterns that match a layer's path the last counts. Layers that read a recording's samples, as they are or
-    normalised, read 16 bits unless a pattern says 8: a voice is often a hundredth as loud as its loudest moment, and 8
-    bits would leave it two or three levels.
+    normalised, read 16 bits unless a pattern says otherwise: a voice is often a hundredth as loud as its loudest
+    moment, and 8 bits would leave it two or three levels. Products, as those of gates, have 16 bits where layers of 16
+    bits alone read them.
     Raises IntqError for a pattern that matches none.
     """
     chosen = dict.fromkeys(_readers_of_samples(graph), 16) | _matched(graph, bits)
-    layers, users = {name for name, b in chosen.items() if b == 16}, graph.users()
-    products = {n.name for n in graph.nodes if n.op == "mul" and layers.issuperset(u.name for u in users[n.name])}
-    return frozenset(layers | products)
+    wide, users = {name for name, b in chosen.items() if b == 16}, graph.users()
+    products = {n.name for n in graph.nodes if n.op == "mul" and wide.issuperset(u.name for u in users[n.name])}
+    return {name: b for name, b in chosen.items() if b != 8} | dict.fromkeys(products, 16)
 
 
-def fine_layers(graph: FloatGraph, bits: Mapping[str, int]) -> frozenset[str]:
-    """The layers whose weights have 16 bits, by the same patterns, with the same errors."""
-    return frozenset(name for name, b in _matched(graph, bits).items() if b == 16)
+def weight_bits(graph: FloatGraph, bits: Mapping[str, int]) -> dict[str, int]:
+    """{layer: bits of its weights}, where they are not 8, by the same patterns, with the same errors."""
+    return {name: b for name, b in _matched(graph, bits).items() if b != 8}
 
 
 def _matched(graph: FloatGraph, bits: Mapping[str, int]) -> dict[str, int]:
     """{layer: bits} by the last pattern that matches its path."""
-    layers = [node for node in graph.nodes if node.op in ("linear", "conv1d")]
+    layers = [node for node in graph.nodes if node.op in CONTRACTIONS]
     for pattern in bits:
         if not any(fnmatchcase(node.module, pattern) for node in layers):
             known = ", ".join(node.module for node in layers[:4])
@@ -61,7 +62,7 @@ def _readers_of_samples(graph: FloatGraph) -> list[str]:
     return readers
 
 
-def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> set[str]:
+def wide_values(graph: FloatGraph, reads: Mapping[str, int], residuals: bool) -> set[str]:
     """The values in 16 bits: a transformer's residual stream, what its sums, LayerNorms and readers of 16 bits take."""
     makers, wide = {node.name: node for node in graph.nodes}, set()
     residuals = residuals or any(node.op == "layer_norm" for node in graph.nodes)
@@ -74,7 +75,7 @@ def wide_values(graph: FloatGraph, readers: frozenset[str], residuals: bool) -> 
             wide.add(node.inputs[0])
         elif node.op in ("shift", "embedding"):
             wide |= {node.name, *node.inputs}
-        if node.name in readers:
+        if reads.get(node.name) == 16:
             wide |= set(node.inputs) if node.op == "mul" else {node.inputs[0]}
     return {name for name in wide if name in makers}
 

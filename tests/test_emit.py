@@ -29,8 +29,7 @@ def convolution(parameters: dict[str, torch.Tensor], **attrs) -> FloatGraph:
 def planned(graph: FloatGraph, wide: bool, **quants: Quant) -> Plan:
     (node,) = graph.nodes
     weights = Weights(node.parameters["weight"].to(torch.int8), torch.ones(4), node.parameters["bias"])
-    readers = frozenset({"y"} if wide else ())
-    return Plan(graph, quants, {}, {"y": weights}, wide_readers=readers)
+    return Plan(graph, quants, {}, {"y": weights}, reads={"y": 16} if wide else {})
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
@@ -59,7 +58,7 @@ def test_weights_of_16_bits(dtype):
     weight[0, 0] = -LIMITS[16], LIMITS[16], 127
     scale = 1.0 if dtype == "uint8" else 2.0**9
     plan = planned(convolution({}), dtype == "int16", x=Quant(dtype, 1.0, zero_point), y=Quant("int32", scale, 0))
-    plan = replace(plan, weights={"y": replace(plan.weights["y"], q=torch.from_numpy(weight).to(torch.int16))})
+    plan = replace(plan, weights={"y": replace(plan.weights["y"], q=torch.from_numpy(weight).to(torch.int16), bits=16)})
     x = np.random.default_rng(1).integers(low, high, (2, 12, 5), dtype, endpoint=True)
     padded = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (2, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 3, 1)  # (n, frame, channel, tap)

@@ -40,6 +40,7 @@ ROOMS = (
         "intq.equalize",
         "intq.migrate",
         "intq.plan",
+        "intq.quants",
         "intq.rounding",
         "intq.approximation",
         "intq.emit",

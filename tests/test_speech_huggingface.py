@@ -16,7 +16,7 @@ from intq.simplify import simplify
 from intq.speech import checkpoint, domain, huggingface
 from intq.speech.decode import greedy
 from intq.speech.synthetic import random_audio, randomize
-from intq.widths import wide_readers
+from intq.widths import bits_read
 
 TINY = {
     "vocab_size": len(huggingface.LETTERS),
@@ -111,9 +111,9 @@ def test_the_captured_graph_computes_the_same(captured):
 def test_samples_are_read_in_16_bits_unless_told_otherwise(captured):
     _, graph = captured
     (first,) = (node.name for node in graph.nodes if node.name.endswith("conv_layers.0.conv"))
-    assert wide_readers(graph, {}) == {first}
-    assert wide_readers(graph, {"*conv_layers.0.conv": 8}) == frozenset()
-    assert len(wide_readers(graph, {"*conv_layers.1.conv": 16})) == 2
+    assert bits_read(graph, {}) == {first: 16}
+    assert bits_read(graph, {"*conv_layers.0.conv": 8}) == {}
+    assert len(bits_read(graph, {"*conv_layers.1.conv": 16})) == 2
 
 
 @pytest.fixture(scope="module", params=["wav2vec2", "hubert-stable"])

@@ -86,7 +86,11 @@ def test_every_backend_gives_the_same(made):
 
 @pytest.mark.parametrize(
     ("bits", "gain"),
-    [({"bits": {"*": 16}}, 3), ({"bits": {"encoder.encoder.0.*": 16}}, -1), (domain.WIDE, 9)],
+    [
+        ({"bits": {"*": 16}}, 3),
+        ({"bits": {"encoder.encoder.0.*": 16}}, -1),
+        ({"bits": {"*": 16}, "weight_bits": {"*": 16}}, 9),
+    ],
 )
 def test_layers_of_16_bits(bits, gain):
     checkpoint = small()
