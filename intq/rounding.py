@@ -24,7 +24,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from intq.floatgraph import FloatNode, pad2d, pad_frames, scaled_residual
+from intq.floatgraph import FloatNode, evaluate, pad2d, pad_frames, scaled_residual
+from intq.learned_rounding import learn_rounding
 from intq.ops.contract import weight_limit, windows
 from intq.ops.op import window_shape
 from intq.plan import Weights
@@ -32,11 +33,12 @@ from intq.plan import Weights
 # of the integer weights of so many bits; of 16, 127.5 coarse steps would round to 128
 LIMITS = {bits: weight_limit(bits) for bits in (2, 4, 8)} | {16: 127 * 254 + 126}
 SHARES = torch.linspace(1.0, 0.3, 71).tolist()  # of the largest weight, that the largest integer may stand for
-ROUNDINGS = ("nearest", "gptq")
+ROUNDINGS = ("nearest", "gptq", "learned")
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of H's diagonal, added to it; the next when the Cholesky factor fails
 BLOCK = 128  # columns rounded before the rest is updated by one matrix product
 TOGETHER = 1024  # positions or more whose products are summed at once: a sentence alone has few
 LARGEST, PIECE = 4608, 2048  # products of an output: of more than the first, so many make up for each other's errors
+LEARNED_ROWS, LEARNED_STEPS = 32768, 1000
 ROWS = 8192  # positions sampled for H, or six per weight of an output if that is more
 
 Inputs = list[list[Tensor]]  # per batch, the node's inputs
@@ -53,8 +55,13 @@ def round_weights(
     w = weight.double().reshape(groups, len(weight) // groups, -1)  # (g, co/g, k)
     scale = scales(w, bits)
     real = w / scale[..., None]
-    nearest = rounding == "nearest" or bits == 16
-    q = real.round().clamp(-LIMITS[bits], LIMITS[bits]) if nearest else _compensated(node, real, rough, seed, bits)
+    if rounding == "nearest" or bits == 16:
+        q = real.round().clamp(-LIMITS[bits], LIMITS[bits])
+    elif rounding == "learned" and bits < 8:
+        q, bias = _learned(node, real, scale, exact, rough, seed, bits)
+        return Weights(q.reshape(weight.shape).to(torch.int8), scale.reshape(-1), bias, bits)
+    else:
+        q = _compensated(node, real, rough, seed, bits)
     dtype = torch.int16 if bits == 16 else torch.int8
     result = Weights(q.reshape(weight.shape).to(dtype), scale.reshape(-1), node.parameters["bias"].double(), bits)
     if not correct_bias:
@@ -77,6 +84,29 @@ def scales(w: Tensor, bits: int) -> Tensor:
         error = ((w / step).round().clamp(-LIMITS[bits], LIMITS[bits]) * step - w).square().sum(2)
         best, least = torch.where(error < least, share * largest, best), torch.minimum(error, least)
     return best
+
+
+def _learned(node: FloatNode, real: Tensor, scale: Tensor, exact: Inputs, rough: Inputs, seed: int, bits: int):
+    """Integers and a bias, by :mod:`intq.learned_rounding`, from positions drawn at random from every batch."""
+    generator, wanted_rows = torch.Generator().manual_seed(seed), LEARNED_ROWS // len(exact) + 1
+    rows, answers, residuals = [], [], []
+    for float_inputs, inputs in zip(exact, rough, strict=True):
+        at = torch.randperm(_positions(node, inputs[0]), generator=generator)[:wanted_rows]
+        rows.append(rows_at(node, inputs[0], at))
+        answer = by_position(evaluate(node, *float_inputs))[at]
+        answers.append(answer)
+        if len(inputs) > 1:
+            residuals.append(by_position(scaled_residual(node, inputs[1]))[at])
+    residual = torch.cat(residuals) if residuals else None
+    bias = node.parameters["bias"].double()
+    return learn_rounding(
+        node, real, scale, bias, torch.cat(rows), torch.cat(answers), residual, LIMITS[bits], LEARNED_STEPS, seed
+    )
+
+
+def by_position(y: Tensor) -> Tensor:
+    """A layer's answer as (position, channel), in the order of :func:`rows_at`."""
+    return (y.movedim(1, -1) if y.ndim == 4 else y).flatten(0, -2)
 
 
 def _compensated(node: FloatNode, real: Tensor, rough: Inputs, seed: int, bits: int) -> Tensor:
