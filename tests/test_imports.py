@@ -63,7 +63,15 @@ PRETRAINED = {"intq.pretrained", *DOMAINS}
 
 # Third parties that may be imported only where listed; NumPy and safetensors may be imported anywhere.
 ONLY_IN = {
-    "torch": {"intq.backends.torch", "intq.backends.straight_through", "intq.functions", *TRAINING, *PRETRAINED},
+    "torch": {
+        "intq.backends.torch",
+        "intq.backends.real",
+        "intq.backends.steps",
+        "intq.backends.straight_through",
+        "intq.functions",
+        *TRAINING,
+        *PRETRAINED,
+    },
     "tvm": {"intq.kernels"},
     "tvm_ffi": {"intq.kernels"},
     "PIL": {"intq.vision"},

@@ -11,15 +11,8 @@ from text_graphs import PADDING, random_text_graph, sentences
 
 from intq.backends import reference
 from intq.backends import torch as torch_backend
-from intq.backends.straight_through import (
-    IntegerNetwork,
-    IntegerNode,
-    RealDialect,
-    StraightThrough,
-    power_of_two,
-    rounded,
-    table_slope,
-)
+from intq.backends.real import RealDialect, power_of_two, table_slope
+from intq.backends.straight_through import IntegerNetwork, IntegerNode, StraightThrough, rounded
 from intq.backends.torch import Run, TorchDialect, arranged, exact_runs
 from intq.errors import IntqError, UnprovenError
 from intq.fixedpoint import dyadic, offset_of
@@ -99,7 +92,9 @@ def real_result(module: IntegerNode, inputs, learning: bool = False) -> torch.Te
     node, constants, runs = module.node, module.constants(), runs_of(module)
     if learning and module.contracts:
         runs = [Run(slice(None), module.weight.double())]
+        moved = module.weight.double().flatten(1).sum(1) - module.first_sums  # the zero point stays where it was
         constants["offset"] = module.offset + module.bias.double() * power_of_two(module.shift)
+        constants["offset"] = constants["offset"] - module.zero_point * moved * module.multiplier
     operands = torch_backend.operands_of(node, inputs, constants, runs, torch.float64)
     moves = OPS[node.op].loop == "move"
     dialect = TorchDialect if moves else RealDialect(getattr(module, "slope", None))
@@ -170,7 +165,9 @@ def test_the_gradient_is_that_of_the_real_convolution():
     weight, bias = c["weight"].clone().requires_grad_(), torch.zeros(8, dtype=torch.float64, requires_grad=True)
     padded = F.pad(x.permute(0, 3, 1, 2), (1, 0, 1, 1), value=7.0)
     total = F.conv2d(padded, weight.permute(0, 3, 1, 2), stride=2).permute(0, 2, 3, 1)
-    real = (total * c["multiplier"] + r * c["residual_multiplier"] + c["offset"]) / 2 ** c["shift"] + bias - 0.5
+    moved = 7 * (weight - c["weight"]).sum((1, 2, 3))  # the zero point stays where it was
+    total = (total - moved) * c["multiplier"] + r * c["residual_multiplier"] + c["offset"]
+    real = total / 2 ** c["shift"] + bias - 0.5
     wanted = torch.autograd.grad(real.clamp(30, 240), (x, r, weight, bias), out)
 
     inside = (real > 30) & (real < 240)

@@ -1,20 +1,26 @@
 """The foundation of fine-tuning: the reference's integers forward, the gradient of the real function backward.
 
-Every operation runs twice on the same operands: its body in integers, which is the result, and the same body in real
-numbers (``x / 2**shift`` for a shift, no rounding), which is what is differentiated. So the gradient needs no formula
-of its own, and a clamp stops it where it saturates. Contractions learn; embeddings, LayerNorms and scales stay.
+Every operation has one body. Forward it runs in integers, which is the result; backward it runs on the same operands in
+real numbers (:mod:`intq.backends.real`), which is what is differentiated. So the gradient needs no formula of its own,
+and a clamp stops it where it saturates. Contractions learn their weights and biases, and where it is asked for the
+steps of values and weights are learned (:mod:`intq.backends.steps`); embeddings and LayerNorms stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from intq.backends.real import RealDialect, RescaledDialect, power_of_two, table_slope
+from intq.backends.steps import METHODS, RESCALES, RoundedWeights, Steps, damping, learnable
+from intq.backends.steps import gradient as step_gradient
 from intq.backends.torch import (
     CONTRACTIONS,
+    Tensors,
     TorchDialect,
     arranged,
     carrier,
@@ -23,14 +29,15 @@ from intq.backends.torch import (
     operands_of,
     tensors_of,
 )
-from intq.curves import PLACE_BITS, SEGMENTS
 from intq.errors import IntqError
-from intq.functions import FUNCTIONS
+from intq.fixedpoint import rescaling
 from intq.graph import Graph, Node, make_node
 from intq.ops import OPS
-from intq.value import DTYPE_RANGE, Value, check_inputs
+from intq.ops.contract import weight_bits, weight_limit
+from intq.value import Value, check_inputs
 
-WEIGHT_LIMIT = 127  # int8, narrow range
+MULTIPLIERS = ("multiplier", "residual_multiplier", "multiplier_a", "multiplier_b")  # of a rescale's terms, in order
+BLOCK_ELEMENTS = 2**16  # of float32, per thread: a body's few temporaries of them stay near a core
 
 
 class StraightThrough(torch.autograd.Function):
@@ -52,137 +59,112 @@ def rounded(x: Tensor, low: int, high: int) -> Tensor:
     return StraightThrough.apply(real, real.detach().round())
 
 
-def power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent exactly, as float64. (torch.ldexp has a zero gradient where its exponent is a negative integer.)"""
-    return torch.bitwise_left_shift(1, exponent.to(torch.int64)).to(torch.float64)
+class Gradient(torch.autograd.Function):
+    """A body's integers forward; backward the gradient of its real function, which is computed then, block by block.
+
+    ``apply(call, step, offset, *operands)``. ``step``: the learned step of the result, or None. ``offset``: that of
+    the real function, or None where it is no parameter's. When the gradient is to be differentiated again, everything
+    is one block.
+    """
+
+    @staticmethod
+    def forward(ctx, call: Call, step, offset, *operands):
+        result = exact_result(call.node, operands, call.integers).to(carrier(call.node.output))
+        ctx.call = call
+        ctx.save_for_backward(offset, None if step is None else result, *operands)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        call, (offset, result, *operands) = ctx.call, ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        twice = torch.is_grad_enabled()
+        width = 0 if twice else call.block(operands)
+        whole = [offset, *operands]
+        found: list[list[Tensor]] = [[] for _ in whole]
+        of_step = None if result is None else 0.0
+        rows = (lambda x: x) if not width else (lambda x: x.flatten(0, -2))
+        parts = [
+            rows(x).split(width) if width else (x,)
+            for x in (*operands, gradient, *(() if result is None else (result,)))
+        ]
+        for part in zip(*parts, strict=True):
+            xs, outer = part[: len(operands)], part[len(operands)]
+            xs = [x if twice else x.detach().requires_grad_(w) for x, w in zip(xs, wanted[1:], strict=True)]
+            own = offset if twice or offset is None else offset.detach().requires_grad_(wanted[0])
+            with torch.enable_grad():
+                y = call.real(xs, own)
+            leaves = [x for x, w in zip((own, *xs), wanted, strict=True) if w]
+            gradients = torch.autograd.grad(
+                y, leaves, outer.to(y), create_graph=twice, allow_unused=True, materialize_grads=True
+            )
+            places = [i for i, w in enumerate(wanted) if w]
+            for place, g in zip(places, gradients, strict=True):
+                found[place].append(g)
+            if result is not None:
+                of_step = of_step + step_gradient(call.method, call.node, outer, part[-1], y.detach())
+        joined = [_joined(g, x, i == 0) for i, (g, x) in enumerate(zip(found, whole, strict=True))]
+        if of_step is not None:
+            of_step = of_step * damping(call.node, gradient.numel())
+        return None, of_step, *joined
+
+
+def _joined(parts: list[Tensor], like: Tensor | None, summed: bool) -> Tensor | None:
+    """The gradients of all blocks: of what every block reads their sum."""
+    if not parts:
+        return None
+    if summed:
+        return torch.stack(parts).sum(0).to(like) if len(parts) > 1 else parts[0].to(like)
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(like.shape).to(like.dtype)
 
 
 @dataclass(frozen=True)
-class RealDialect:
-    """How bodies are spelled in real numbers, in float64; ``slope`` is the derivative of the node's table."""
+class Call:
+    """A node's body on operands: with ``integers``, its constants as they are, and with ``reals`` of the real function.
 
-    slope: Tensor | None = None
-
-    @staticmethod
-    def wide(x: Tensor) -> Tensor:
-        return x.to(torch.float64)
-
-    @staticmethod
-    def shift_right(x: Tensor, shift: Tensor | int) -> Tensor:
-        """floor(t) is t - 1/2 on average: it takes the half that ``offset`` adds to round halves up."""
-        return x / power_of_two(torch.as_tensor(shift)) - 0.5
-
-    @staticmethod
-    def shift_left(x: Tensor, places: int) -> Tensor:
-        return x * 2.0**places
-
-    def lookup(self, table: Tensor, x: Tensor) -> Tensor:
-        index = x.detach().to(torch.int64)
-        return table[index] + self.slope[index] * (x - index)
-
-    @staticmethod
-    def narrow(x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def within(x: Tensor, low: int, high: int) -> Tensor:
-        return x
-
-    @staticmethod
-    def isqrt(x: Tensor) -> Tensor:
-        return x.clamp(min=1).sqrt()  # at 0 its slope is infinite
-
-    @staticmethod
-    def reciprocal(d: Tensor, bits: int) -> Tensor:
-        return 2.0**bits / d
-
-    @staticmethod
-    def curve(x: Tensor, coefficients: Tensor, drop: int, low: int, high: int, lift=None, level: int = 0) -> Tensor:
-        """The polynomial of x's segment; the floors of its three shifts are a half less each, on average."""
-        segment = (x.detach() / 2**PLACE_BITS).floor().clamp(0, SEGMENTS - 1).long()
-        c0, c1, c2 = coefficients.double()[:, segment]
-        place = x / 2**PLACE_BITS - segment  # in [0, 1)
-        y = (c2 * place - 0.5 + c1) * place - 0.5 + c0
-        y = (y if lift is None else y * power_of_two(lift) + level) / 2**drop
-        return torch.clamp(y - 0.5 if drop else y, low, high)
-
-    @staticmethod
-    def matmul(a: Tensor, b: Tensor, terms: int) -> Tensor:
-        return a @ b
-
-    @staticmethod
-    def swap(x: Tensor) -> Tensor:
-        return x.transpose(-1, -2)
-
-    @staticmethod
-    def row_max(x: Tensor) -> Tensor:
-        return x.amax(-1, keepdim=True)
-
-    @staticmethod
-    def row_sum(x: Tensor, terms: int) -> Tensor:
-        return x.sum(-1, keepdim=True)
-
-    @staticmethod
-    def frame_sum(x: Tensor, terms: int) -> Tensor:
-        return x.sum(1, keepdim=True)
-
-    @staticmethod
-    def leading(x: Tensor) -> tuple[Tensor, Tensor]:
-        place = x.detach().log2().floor()
-        return place, x * 2.0 ** (61 - place)
-
-    @staticmethod
-    def quotient(n: Tensor, d: Tensor) -> Tensor:
-        return n / d
-
-    @staticmethod
-    def low_bits(x: Tensor, count: int) -> Tensor:
-        return x.remainder(2**count)
-
-    clamp = staticmethod(torch.clamp)
-    where = staticmethod(torch.where)
-    concat = staticmethod(torch.cat)
-
-
-def table_slope(node: Node, x: Value) -> Tensor:
-    """dy/dx in integer steps at each of a table's 256 inputs.
-
-    From the real function where the table is that function's, to the last step; otherwise (compositions, clamps) the
-    slope of the least-squares line through the 9 nearest entries.
+    ``rescales``: the body is one rescale.
     """
-    y, table = node.output, torch.from_numpy(node.constants["table"].astype(np.float64))
-    q = torch.arange(256, dtype=torch.float64, requires_grad=True)
-    function = FUNCTIONS.get(node.attrs["function"])
-    if function:
-        low, high = DTYPE_RANGE[y.dtype]
-        real = function((q - x.zero_point) * x.scale) / y.scale + y.zero_point
-        real = real.clamp(low - 0.5, high + 0.5)  # what still rounds to the ends is not cut off
-        slope = torch.autograd.grad(real.sum(), q)[0]
-        if (real - table).abs().max() <= 1 and slope.isfinite().all():  # exp overflows far outside the table
-            return slope
-    near = (torch.arange(256)[:, None] + torch.arange(-4, 5)).clamp(0, 255)  # (entry, neighbour)
-    from_centre = near - near.double().mean(1, keepdim=True)
-    return (from_centre * table[near]).sum(1) / (from_centre**2).sum(1)
+
+    node: Node
+    integers: Tensors
+    reals: Tensors
+    dialect: RealDialect
+    rescales: bool
+    method: str
+
+    def real(self, operands: Sequence[Tensor], offset: Tensor | None) -> Tensor:
+        constants = self.reals if offset is None else {**self.reals, "offset": offset}
+        dtype = torch.float32 if self.rescales else torch.float64
+        y = OPS[self.node.op].body(self.dialect, tuple(x.to(dtype) for x in operands), constants, self.node.attrs)
+        return arranged(self.node, y)
+
+    def block(self, operands: Sequence[Tensor]) -> int:
+        """Rows that are computed together; 0 for all."""
+        alike = len({x.shape for x in operands}) == 1 and operands[0].device.type == "cpu"
+        if not (self.rescales and alike and operands[0].ndim > 1 and self.reals["offset"].ndim < 2):
+            return 0
+        return -(-BLOCK_ELEMENTS * torch.get_num_threads() // operands[0].shape[-1])
 
 
 class IntegerNode(nn.Module):
     """One operation. Contractions learn ``weight``, real numbers in integer steps, laid out as in the graph and rounded
     in every forward, and ``bias``, per channel in steps of the rescale's result (the output's, or the argument of a
     fused curve) and zero at first: it is what training adds to the bias that ``offset`` holds, to the same
-    ``2**-shift``.
+    ``2**-shift``. The input's zero point stays folded into the offset, whatever becomes of the weights.
     """
 
-    def __init__(self, node: Node, inputs: tuple[Value, ...]) -> None:
+    def __init__(self, node: Node, inputs: tuple[Value, ...], steps: Steps | None = None) -> None:
         super().__init__()
-        self.node, self.inputs = node, inputs
-        self.contracts = OPS[node.op].loop in CONTRACTIONS
+        self.node, self.inputs, self.steps = node, inputs, steps or Steps("none")
+        self.contracts, self.rescales = OPS[node.op].loop in CONTRACTIONS, node.op in RESCALES
         constants = tensors_of(node.constants)
         if self.contracts:
-            weight = constants.pop("weight").float()
-            if weight.abs().max() > WEIGHT_LIMIT:
-                raise IntqError(f"{node.name}: weights must lie in [-{WEIGHT_LIMIT}, {WEIGHT_LIMIT}] to be trained")
+            weight, self.limit = constants.pop("weight").float(), weight_limit(weight_bits(node.attrs))
+            if weight.abs().max() > self.limit:
+                raise IntqError(f"{node.name}: weights must lie in [-{self.limit}, {self.limit}] to be trained")
             self.weight = nn.Parameter(weight)
             self.bias = nn.Parameter(torch.zeros(len(weight)))
+            self.register_buffer("first_sums", _sums(weight), persistent=False)
         if "table" in constants:
             self.register_buffer("slope", table_slope(node, inputs[0]), persistent=False)
         self.names = tuple(constants)
@@ -194,43 +176,134 @@ class IntegerNode(nn.Module):
         op, node = OPS[self.node.op], self.node
         if op.loop == "move":
             return op.body(TorchDialect, inputs, self.constants(), node.attrs)
-        runs = []
-        if self.contracts:
-            runs = exact_runs(self.integer_weight(), self.inputs[0].dtype, node.attrs.get("groups", 1))
-        constants = self.constants()
-        operands = operands_of(node, inputs, constants, runs, torch.float64)
-        with torch.no_grad():
-            exact = exact_result(node, operands, constants)
-        if not (self.contracts or any(x.requires_grad for x in inputs)):
-            return exact.to(carrier(node.output))
-        if self.contracts:
-            constants["offset"] = self.offset + self.bias.double() * power_of_two(self.shift)
-        dialect = RealDialect(self.slope if "table" in constants else None)
-        real = arranged(node, op.body(dialect, tuple(x.double() for x in operands), constants, node.attrs))
-        return StraightThrough.apply(real, exact.to(carrier(node.output)))
+        weight = self.integer_weight() if self.contracts else None
+        runs = exact_runs(weight, self.inputs[0].dtype, node.attrs.get("groups", 1)) if self.contracts else []
+        integers = self.constants(weight)
+        operands = operands_of(node, inputs, integers, runs, torch.float64)
+        step = self.steps.output if self.rescales else None
+        learns = self.contracts or step is not None or any(x.requires_grad for x in inputs)
+        if not (learns and torch.is_grad_enabled()):
+            return exact_result(node, operands, integers).to(carrier(node.output))
+        call, offset = self.call(integers), self.real_offset(weight) if self.contracts else None
+        return Gradient.apply(call, step, offset, *operands)
 
-    def constants(self) -> dict[str, Tensor]:
-        """The integer constants other than the weight, the learnt bias inside ``offset``."""
-        constants = {name: getattr(self, name) for name in self.names}
-        if self.contracts:
-            steps = self.bias.detach().double() * power_of_two(self.shift)
-            constants["offset"] = self.offset + steps.round().to(torch.int64)
-        return constants
+    def call(self, integers: Tensors) -> Call:
+        """The node's body, with its constants in integers and in real numbers."""
+        if not self.rescales:
+            dialect = RealDialect(self.slope if "table" in integers else None)
+            return Call(self.node, integers, integers, dialect, False, self.steps.method)
+        unit, reals = power_of_two(integers["shift"]), dict(integers)
+        for name in MULTIPLIERS:
+            if name in integers:
+                reals[name] = (integers[name].double() / unit).float()
+        reals["offset"] = (integers["offset"].double() / unit - 0.5).float()
+        return Call(self.node, integers, reals, RescaledDialect(), True, self.steps.method)
 
     def integer_weight(self) -> Tensor:
-        return rounded(self.weight, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+        """The weights as integers in a float tensor; the gradient is that of the clamp."""
+        if self.steps.weight is None:
+            return rounded(self.weight, -self.limit, self.limit)
+        return RoundedWeights.apply(self.weight, self.steps.weight, self.limit)
+
+    def constants(self, weight: Tensor | None = None) -> Tensors:
+        """The integer constants other than the weight; the learnt bias and steps are in the rescale's."""
+        constants = {name: getattr(self, name) for name in self.names}
+        if not (self.contracts or (self.rescales and self.steps.any)):
+            return constants
+        with torch.no_grad():
+            weight = self.integer_weight() if weight is None and self.contracts else weight
+            if self.steps.any:
+                return constants | self._rescaled(weight)
+            steps = self.bias.double() * power_of_two(self.shift)
+            moved = self.zero_point * (_sums(weight) - self.first_sums).to(torch.int64)
+            constants["offset"] = self.offset + steps.round().to(torch.int64) - moved * self.multiplier
+        return constants
+
+    def real_offset(self, weight: Tensor) -> Tensor:
+        """(co,): the offset of the real function, in steps of its result; the weights and the bias move it."""
+        reals, zeros, bias = self._reals(weight)
+        total = bias + self.result_zero_point
+        for real, zero in zip(reals, zeros, strict=True):
+            total = total - zero * real.detach()
+        return total.float()
+
+    def _reals(self, weight: Tensor | None) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """(multipliers, zero points, bias) in real numbers, in steps of the result: what :func:`rescaling` takes."""
+        unit, steps = power_of_two(self.shift), self.steps
+        names = [name for name in MULTIPLIERS if name in self.names]
+        first = [getattr(self, name).double() / unit for name in names]
+        zeros, before = self._zeros(weight), self._zeros(None)
+        bias = (self.offset.double() / unit - 0.5) - self.result_zero_point
+        for real, zero in zip(first, before, strict=True):
+            bias = bias + zero * real
+        bias = bias + self.bias if self.contracts else bias
+        if not steps.any:
+            return first, zeros, bias
+        of_inputs = [_factor(step) for step in (*steps.inputs, *[None] * len(names))][: len(names)]
+        of_output, of_weight = _factor(steps.output), _factor(steps.weight)
+        reals = [
+            real * factor / of_output * (of_weight if self.contracts and i == 0 else 1.0)
+            for i, (real, factor) in enumerate(zip(first, of_inputs, strict=True))
+        ]
+        return reals, zeros, bias / of_output
+
+    def _zeros(self, weight: Tensor | None) -> list[Tensor | float]:
+        """What the zero points of the inputs contribute to each term; of the first weights where none are given."""
+        zeros = [_zero_point(value) for value in self.inputs]
+        if self.contracts:
+            zeros[0] = zeros[0] * (self.first_sums if weight is None else _sums(weight))
+        elif self.node.op == "avg_pool2d":
+            zeros[0] = zeros[0] * float(np.prod(self.node.attrs["kernel"]))
+        return zeros[: sum(name in self.names for name in MULTIPLIERS)]
+
+    def _rescaled(self, weight: Tensor | None) -> Tensors:
+        """Multipliers, offset and shift anew."""
+        reals, zeros, bias = self._reals(weight)
+        numbers = lambda x: x.cpu().numpy() if isinstance(x, Tensor) else x  # noqa: E731
+        reals, bias = [numbers(x) for x in reals], numbers(bias)
+        zeros = [np.rint(numbers(x)).astype(np.int64) for x in zeros]
+        multipliers, offset, shift = rescaling(reals, zeros, bias, self.result_zero_point)
+        names = [name for name in MULTIPLIERS if name in self.names]
+        arrays = {**dict(zip(names, multipliers, strict=True)), "offset": offset, "shift": shift}
+        return {name: torch.from_numpy(np.asarray(array)).to(self.offset.device) for name, array in arrays.items()}
+
+    @property
+    def zero_point(self) -> int:
+        return _zero_point(self.inputs[0])
+
+    @property
+    def result_zero_point(self) -> int:
+        """Of what the rescale makes: the output, or a curve's argument, which has none."""
+        return 0 if "curve" in self.names else int(self.node.output.zero_point)
 
     def exported(self, inputs: tuple[Value, ...]) -> Node:
         """The integer node as it is now."""
         node, constants = self.node, dict(self.node.constants)
+        if not all(torch.isfinite(p).all() for p in self.parameters()):
+            raise IntqError(f"{node.name}: its weights or biases are not finite; lower the learning rate")
         if self.contracts:
-            if not all(torch.isfinite(p).all() for p in self.parameters()):
-                raise IntqError(f"{node.name}: its weights or biases are not finite; lower the learning rate")
             constants["weight"] = self.integer_weight().detach().to(torch.int8).cpu().numpy()
-            constants["offset"] = self.constants()["offset"].cpu().numpy()
+        if self.contracts or self.rescales:
+            for name, tensor in self.constants().items():
+                constants[name] = tensor.cpu().numpy()
         y = node.output
-        meaning = {"dtype": y.dtype, "scale": y.scale, "zero_point": y.zero_point}
+        scale = y.scale if self.steps.output is None else y.scale * float(_factor(self.steps.output))
+        meaning = {"dtype": y.dtype, "scale": scale, "zero_point": y.zero_point}
         return make_node(node.op, y.name, inputs, **meaning, attrs=node.attrs, constants=constants, source=node.source)
+
+
+def _sums(weight: Tensor) -> Tensor:
+    """float64 (co,): of each output's weights."""
+    return weight.double().flatten(1).sum(1)
+
+
+def _zero_point(value: Value) -> int:
+    """What is folded into the offset of a layer that reads a value: of pixels nothing, their mean is in the bias."""
+    return value.zero_point if isinstance(value.zero_point, int) else 0
+
+
+def _factor(step: Tensor | None) -> Tensor | float:
+    return 1.0 if step is None else torch.exp2(step.detach().double())
 
 
 class IntegerNetwork(nn.Module):
@@ -241,14 +314,28 @@ class IntegerNetwork(nn.Module):
         trained = network.graph()
 
     ``nodes[i]`` is the graph's i-th node (:class:`IntegerNode`). Values between nodes are integers in float32 (8 and
-    16 bits) or float64 (32 bits).
+    16 bits) or float64 (32 bits). ``steps``: "none", "pact" or "lsq", how steps are learned: ``value_steps``, one for
+    values that share theirs, and with "lsq" ``weight_steps``, of each layer.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, steps: str = "none") -> None:
         super().__init__()
-        values = graph.values
+        if steps not in METHODS:
+            raise IntqError(f"steps must be one of {', '.join(METHODS)}, got {steps!r}")
+        values, groups = graph.values, learnable(graph) if steps != "none" else {}
         self._graph = graph
-        self.nodes = nn.ModuleList(IntegerNode(n, tuple(values[name] for name in n.inputs)) for n in graph.nodes)
+        own = {first: nn.Parameter(torch.zeros(())) for first in dict.fromkeys(groups.values())}
+        self.value_steps, self.weight_steps = nn.ParameterList(own.values()), nn.ParameterList()
+        of_value = {name: own[first] for name, first in groups.items()}
+        nodes = []
+        for node in graph.nodes:
+            of_weight = None
+            if steps == "lsq" and OPS[node.op].loop in CONTRACTIONS:
+                of_weight = nn.Parameter(torch.zeros(len(node.constants["weight"])))
+                self.weight_steps.append(of_weight)
+            learned = Steps(steps, tuple(map(of_value.get, node.inputs)), of_value.get(node.name), of_weight)
+            nodes.append(IntegerNode(node, tuple(values[name] for name in node.inputs), learned))
+        self.nodes = nn.ModuleList(nodes)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The real values of the outputs (one tensor, or a tuple), ``scale * (q - zero_point)``.
