@@ -41,6 +41,7 @@ ROOMS = (
         "intq.migrate",
         "intq.plan",
         "intq.quants",
+        "intq.learned_rounding",
         "intq.rounding",
         "intq.approximation",
         "intq.emit",
