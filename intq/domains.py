@@ -11,8 +11,9 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     random(name, seed) -> Checkpoint           an architecture of names() at full size with random weights
     metadata(checkpoint) -> dict               JSON that travels in the graph, "domain" and "model" in it
     save(checkpoint, folder)                   write into an artifact what its raw input needs besides: a tokenizer
-    quantize(checkpoint, data, samples=, seed=, zero_shot=, progress=, **options) -> Graph
-                                               data None: made up, of the task, or with zero_shot from the network
+    prepare(checkpoint, data, samples=, seed=, zero_shot=, progress=, **options) -> Prepared
+                                               for quantization; data None: made up, of the task, or with zero_shot
+                                               from the network
     network(checkpoint) -> callable            the float network on the same input
     reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
                                                a Checkpoint
@@ -27,7 +28,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -35,9 +37,26 @@ from typing import Any
 
 from intq import pretrained
 from intq.errors import IntqError
+from intq.graph import Graph
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # files of weights, which a hub id never ends in
 DOMAINS = ("vision", "nlp", "speech")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `intq.quantize.quantize` takes: a module, samples to calibrate on, options; and what completes its graph."""
+
+    model: Any
+    samples: Any
+    options: Mapping[str, Any]
+    complete: Callable[[Graph], Graph]
+
+    def quantize(self, progress: Callable[[str, int, int], None] | None = None) -> Graph:
+        """The integer network, with all that its raw input and its answer need."""
+        from intq.quantize import quantize
+
+        return self.complete(quantize(self.model, self.samples, progress=progress, **self.options))
 
 
 def domain(name: str) -> ModuleType:

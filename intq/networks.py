@@ -121,7 +121,8 @@ def integer_network(
         def progress(stage: str, done: int, total: int) -> None:
             advance(done, total, stage)
 
-        return domain.quantize(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
+        prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
+        return prepared.quantize(progress)
 
 
 def compiled(folder: Path, threads: int | None) -> Callable:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from intq.calibrate import METHODS, observe_histograms, observe_limits
+from intq.calibrate import METHODS, Histogram, observe_histograms, observe_limits
 from intq.capture import capture
 from intq.emit import emit
 from intq.equalize import equalize as equalize_channels
@@ -113,19 +114,55 @@ def quantize(
     calibration data, and ``notices``: what was left out.
     Raises IntqError for a model or an operation that cannot be taken, NaN or infinite weights, or unusable data.
     """
-    options = Options(
-        method,
-        equalize,
-        bias_correction,
-        rounding,
-        residual_bits,
-        seed,
-        functions,
-        dict(bits or {}),
-        dict(weight_bits or {}),
-        dict(ranges or {}),
+    seen = observe(
+        model,
+        calibration,
+        mean=mean,
+        std=std,
+        longest=longest,
+        progress=progress,
+        method=method,
+        equalize=equalize,
+        bias_correction=bias_correction,
+        rounding=rounding,
+        residual_bits=residual_bits,
+        functions=functions,
+        bits=bits or {},
+        weight_bits=weight_bits or {},
+        ranges=ranges or {},
+        seed=seed,
     )
-    report = progress or (lambda stage, done, total: None)
+    return quantized(seen, progress)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A float network that was seen computing: on tokens, recordings, or samples in float, channels second.
+
+    ``graph``: the network as the integers will compute it, BatchNorms folded and channels scaled; ``value``: the
+    declared input, where it does not follow from a Quant. ``pixels``: the input is uint8 pixels.
+    """
+
+    graph: FloatGraph
+    value: Value | None
+    batches: list[Tensor]
+    pixels: bool
+    histograms: Mapping[str, Histogram]
+    options: Options
+
+
+def observe(
+    model: torch.nn.Module,
+    calibration: Iterable,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    longest: int = LONGEST,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> Observed:
+    """The first half of :func:`quantize`, with its arguments: what the network computes on the calibration data."""
+    options, report = Options(**choices), progress or _silent
     batches, pixels = _batches(calibration)
     if not pixels and not (mean is None and std is None):
         raise IntqError("mean and std go with uint8 pixels (n, h, w, c); the calibration data is float: leave them out")
@@ -139,14 +176,34 @@ def quantize(
             value, batches = tokens_value(graph), sentences(graph, batches)
         if graph.reads_samples:
             value, batches = samples_value(graph, longest), recordings(batches, longest)
-        if functions == "ibert":
+        if options.functions == "ibert":
             graph = with_ibert_functions(graph)
         report("capture", 1, 1)
-        plan = _choose_ranges(graph, batches, options, pixels, report)
-        walked = _for_walk(plan.graph, batches)
-        plan = replace(plan, weights=_choose_weights(plan.graph, walked, options, report))
-        layers = layer_noise(plan, walked[:NOISE_BATCHES])
-        return emit(plan, value, {"layers": layers, "notices": list(graph.notices)})
+        graph, histograms = _seen(graph, batches, options, report)
+        return Observed(graph, value, batches, pixels, histograms, options)
+
+
+@torch.no_grad()
+def quantized(seen: Observed, progress: Progress | None = None) -> Graph:
+    """The second half of :func:`quantize`: what integers mean, which integers the weights are, and the graph."""
+    options = seen.options
+    plan = choose_quants(
+        seen.graph,
+        seen.histograms,
+        pixels=seen.pixels,
+        method=options.method,
+        residual_bits=options.residual_bits,
+        bits=options.bits,
+        ranges=options.ranges,
+    )
+    walked = _for_walk(plan.graph, seen.batches)
+    plan = replace(plan, weights=_choose_weights(plan.graph, walked, options, progress or _silent))
+    layers = layer_noise(plan, walked[:NOISE_BATCHES])
+    return emit(plan, seen.value, {"layers": layers, "notices": list(plan.graph.notices)})
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
 
 
 # ---- data --------------------------------------------------------------------------------------------------------
@@ -215,7 +272,10 @@ def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
 # ---- ranges ------------------------------------------------------------------------------------------------------
 
 
-def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, pixels: bool, report: Progress) -> Plan:
+def _seen(
+    graph: FloatGraph, batches: list[Tensor], options: Options, report: Progress
+) -> tuple[FloatGraph, dict[str, Histogram]]:
+    """The graph with scaled channels, and how often its values were seen."""
     steps = 2 * len(batches)
     if unknown := sorted(set(options.ranges) - {node.module for node in graph.nodes}):
         raise IntqError(
@@ -229,15 +289,7 @@ def _choose_ranges(graph: FloatGraph, batches: list[Tensor], options: Options, p
     histograms = observe_histograms(
         graph, batches, limits, lambda done, total: report("calibrate", len(batches) + done, steps)
     )
-    return choose_quants(
-        graph,
-        histograms,
-        pixels=pixels,
-        method=options.method,
-        residual_bits=options.residual_bits,
-        bits=options.bits,
-        ranges=options.ranges,
-    )
+    return graph, histograms
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intq.domains import Prepared
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.nlp import answers, suite, tasks
@@ -140,7 +141,7 @@ def _random_words(checkpoint: Checkpoint, samples: int, seed: int) -> list[np.nd
     return [ids for _, ids in batches(rows, BATCH, checkpoint.padding)]
 
 
-def quantize(
+def prepare(
     checkpoint: Checkpoint,
     data: str | None,
     *,
@@ -150,13 +151,12 @@ def quantize(
     zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
-) -> Graph:
-    """The integer network of a checkpoint, calibrated on the data, with all it needs but the tokenizer (`save`).
+) -> Prepared:
+    """What `intq.quantize` takes of a checkpoint, and what its graph needs but the tokenizer (`save`).
 
     zero_shot: calibrated without data, on random words of the tokenizer's vocabulary.
     """
-    from intq.quantize import quantize
-
+    made = None
     if zero_shot:
         from intq.zero_shot import noise
 
@@ -166,11 +166,14 @@ def quantize(
         ids = calibration(checkpoint, data, task, samples, seed)
     learned = {"functions": checkpoint.functions} if checkpoint.functions != "exact" else {}
     learned |= {"ranges": checkpoint.ranges} if checkpoint.ranges else {}
-    graph = quantize(checkpoint.model, ids, seed=seed, progress=progress, **(learned | options))
-    graph = made.noted(graph) if zero_shot else graph
-    scale = graph.values[graph.outputs[0]].scale
-    known = {"task": tasks.task(task).name} if task else {}
-    return replace(graph, metadata={**graph.metadata, **metadata(checkpoint), "scale": scale, **known})
+
+    def complete(graph: Graph) -> Graph:
+        graph = made.noted(graph) if made else graph
+        scale = graph.values[graph.outputs[0]].scale
+        known = {"task": tasks.task(task).name} if task else {}
+        return replace(graph, metadata={**graph.metadata, **metadata(checkpoint), "scale": scale, **known})
+
+    return Prepared(checkpoint.model, ids, {"seed": seed, **learned, **options}, complete)
 
 
 # ---- run ---------------------------------------------------------------------------------------------------------

@@ -62,7 +62,10 @@ def rows(model: str, crops: int, calibration: int, calibrations: bool):
     yield f"{calibration} crops of the other photos", *judged(quantized(seen))
     yield f"{MOST} crops of the other photos", *judged(quantized(seen[:MOST]))
     yield f"{calibration} crops of all photos", *judged(quantized(random_crops(files, calibration, seed=0, size=size)))
-    yield "no data: --zero-shot", *judged(domain.quantize(checkpoint, None, samples=MOST, seed=0, zero_shot=True))
+    yield (
+        "no data: --zero-shot",
+        *judged(domain.prepare(checkpoint, None, samples=MOST, seed=0, zero_shot=True).quantize()),
+    )
     yield f"no data: {MOST} images of random shapes as they are", *judged(quantized(dead_leaves(MOST, size)))
 
 

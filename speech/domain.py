@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intq import dims
+from intq.domains import Prepared
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.probes import shortest
@@ -112,7 +113,7 @@ def calibration(checkpoint: Checkpoint, data: str | None, samples: int, seed: in
     return recordings
 
 
-def quantize(
+def prepare(
     checkpoint: Checkpoint,
     data: str | None,
     *,
@@ -121,8 +122,8 @@ def quantize(
     zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
-) -> Graph:
-    """The integer network of a checkpoint, from samples to scores, calibrated on the data.
+) -> Prepared:
+    """What `intq.quantize` takes of a checkpoint, and what its graph needs to hear samples and spell scores.
 
     zero_shot: calibrated without data, on recordings made from the network (:mod:`intq.zero_shot`).
     A Conformer's layers have 16 bits where `bits` and `weight_bits` do not say otherwise, those that read the spectrum
@@ -132,8 +133,7 @@ def quantize(
     """
     import torch
 
-    from intq.quantize import quantize
-
+    made = None
     if zero_shot:
         from intq.speech.zero_shot import recordings_for
 
@@ -145,13 +145,15 @@ def quantize(
         images = [name for name, module in checkpoint.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
         wide = {"*": 16} | dict.fromkeys(images, 8)
         options |= {name: wide | (options.get(name) or {}) for name in ("bits", "weight_bits")}
-    longest = checkpoint.longest
-    graph = quantize(checkpoint.model, recordings, seed=seed, longest=longest, progress=progress, **options)
-    graph = made.noted(graph) if zero_shot else graph
-    known = metadata(checkpoint)
-    known["shortest"] = max(known["shortest"], shortest(graph))
-    scale = graph.values[graph.outputs[0]].scale
-    return replace(graph, metadata={**graph.metadata, **known, "scale": scale})
+
+    def complete(graph: Graph) -> Graph:
+        graph = made.noted(graph) if made else graph
+        known = metadata(checkpoint)
+        known["shortest"] = max(known["shortest"], shortest(graph))
+        scale = graph.values[graph.outputs[0]].scale
+        return replace(graph, metadata={**graph.metadata, **known, "scale": scale})
+
+    return Prepared(checkpoint.model, recordings, {"seed": seed, "longest": checkpoint.longest, **options}, complete)
 
 
 # ---- run, eval ---------------------------------------------------------------------------------------------------

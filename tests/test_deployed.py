@@ -49,7 +49,7 @@ def closure(*distributions: str) -> set[str]:
 def images():
     checkpoint = domain.random("small_resnet", 0)
     pixels = random_images(3, checkpoint.input_size, seed=5, channels=1)
-    return domain.quantize(checkpoint, None, samples=4, seed=0), pixels
+    return domain.prepare(checkpoint, None, samples=4, seed=0).quantize(), pixels
 
 
 def texts():

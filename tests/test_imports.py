@@ -50,6 +50,8 @@ ROOMS = (
         "intq.emit_moves",
         "intq.emit_transformer",
         "intq.quantize",
+        "intq.optimizers",
+        "intq.finetune",
         "intq.zero_shot",
     },
     {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},

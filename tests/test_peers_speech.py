@@ -154,11 +154,11 @@ def test_zero_shot_is_a_row_of_its_own(peers, checkpoint, split, capsys, monkeyp
 
     asked = []
 
-    def quantize(found, data, zero_shot=False, quantize=domain.quantize, **options):
+    def prepare(found, data, zero_shot=False, prepare=domain.prepare, **options):
         asked.append((data, zero_shot))
-        return quantize(found, data, **options)
+        return prepare(found, data, **options)
 
-    monkeypatch.setattr(domain, "quantize", quantize)
+    monkeypatch.setattr(domain, "prepare", prepare)
     arguments = [str(checkpoint), str(split), "--samples", "4", "--limit", "2", "--threads", "1", "--markdown"]
     assert closeness.main([*arguments, "--zero-shot"]) == 0
     header, _, _, row = capsys.readouterr().out.splitlines()

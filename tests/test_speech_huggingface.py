@@ -121,7 +121,7 @@ def integer(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("integer")
     written(folder, request.param)
     found = checkpoint.load(folder)
-    return found, domain.quantize(found, None, samples=2, seed=0, rounding="nearest")
+    return found, domain.prepare(found, None, samples=2, seed=0, rounding="nearest").quantize()
 
 
 def test_integers_are_close_and_a_row_is_what_it_is_alone(integer):

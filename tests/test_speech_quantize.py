@@ -24,7 +24,7 @@ SAMPLES = [recording(1.1, seed)[None] for seed in range(3)] + [recording(0.7, 5)
 def made(request, tmp_path_factory):
     """(checkpoint, its integer network, the same compiled, whose library stays where it is)."""
     checkpoint, folder = small(request.param), tmp_path_factory.mktemp(request.param)
-    graph = domain.quantize(checkpoint, None, samples=3, seed=0)
+    graph = domain.prepare(checkpoint, None, samples=3, seed=0).quantize()
     return checkpoint, graph, loaded(graph, here()[0], folder, 2)
 
 
@@ -112,9 +112,9 @@ def test_conformers_have_16_bits_unless_told_otherwise(made):
     fine = [node.name for node in graph.nodes if node.name.endswith(".fine")]
     assert bool(fine) == checkpoint.attends
     if fine:
-        eight = domain.quantize(checkpoint, None, samples=1, seed=0, bits={"*": 8}, weight_bits={"*": 8})
+        eight = domain.prepare(checkpoint, None, samples=1, seed=0, bits={"*": 8}, weight_bits={"*": 8}).quantize()
         assert not [n.name for n in eight.nodes if n.name.endswith((".fine", ".high"))]
-        some = domain.quantize(checkpoint, None, samples=1, seed=0, weight_bits={"*.self_attn*": 8})
+        some = domain.prepare(checkpoint, None, samples=1, seed=0, weight_bits={"*.self_attn*": 8}).quantize()
         own = [n.name for n in some.nodes if n.name.endswith(".fine")]
         assert own == [name for name in fine if ".self_attn" not in name]
 

@@ -7,11 +7,13 @@ functions that load and quantize.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intq.domains import Prepared
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.ranking import best
@@ -88,7 +90,7 @@ def calibration(checkpoint: Checkpoint, data: str | Path | None, samples: int, s
     return batches
 
 
-def quantize(
+def prepare(
     checkpoint: Checkpoint,
     data: str | Path | None,
     *,
@@ -97,16 +99,12 @@ def quantize(
     zero_shot: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
-) -> Graph:
-    """The integer network of a checkpoint, calibrated on `data`, with all it needs to read images and name classes.
+) -> Prepared:
+    """What `intq.quantize` takes of a checkpoint, and what its graph needs to read images and name classes.
 
     zero_shot: calibrated without data, on images made from the network (:mod:`intq.zero_shot`).
     """
-    from dataclasses import replace
-
-    from intq.quantize import quantize
-
-    preprocess = checkpoint.preprocess
+    preprocess, made = checkpoint.preprocess, None
     if zero_shot:
         from intq.vision.zero_shot import images_for
 
@@ -114,10 +112,13 @@ def quantize(
         batches, options = [made.samples], {**made.options, **options}
     else:
         batches = calibration(checkpoint, data, samples, seed)
-    mean, std = preprocess.mean, preprocess.std
-    graph = quantize(checkpoint.model, batches, mean=mean, std=std, seed=seed, progress=progress, **options)
-    graph = made.noted(graph) if zero_shot else graph
-    return replace(graph, metadata={**graph.metadata, **metadata(checkpoint)})
+    options |= {"mean": preprocess.mean, "std": preprocess.std, "seed": seed}
+
+    def complete(graph: Graph) -> Graph:
+        graph = made.noted(graph) if made else graph
+        return replace(graph, metadata={**graph.metadata, **metadata(checkpoint)})
+
+    return Prepared(checkpoint.model, batches, options, complete)
 
 
 def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,7 +8,7 @@ steps of values and weights are learned (:mod:`intq.backends.steps`); embeddings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ from intq.ops.contract import weight_bits, weight_limit
 from intq.value import Value, check_inputs
 
 MULTIPLIERS = ("multiplier", "residual_multiplier", "multiplier_a", "multiplier_b")  # of a rescale's terms, in order
+Observe = Callable[[str, Tensor], None]
+
 BLOCK_ELEMENTS = 2**16  # of float32, per thread: a body's few temporaries of them stay near a core
 
 
@@ -276,6 +278,11 @@ class IntegerNode(nn.Module):
         """Of what the rescale makes: the output, or a curve's argument, which has none."""
         return 0 if "curve" in self.names else int(self.node.output.zero_point)
 
+    def real_value(self, q: Tensor) -> Tensor:
+        """What integers of the result stand for."""
+        y = self.node.output
+        return (q - y.zero_point) * (y.scale * _factor(self.steps.output))
+
     def exported(self, inputs: tuple[Value, ...]) -> Node:
         """The integer node as it is now."""
         node, constants = self.node, dict(self.node.constants)
@@ -337,24 +344,27 @@ class IntegerNetwork(nn.Module):
             nodes.append(IntegerNode(node, tuple(values[name] for name in node.inputs), learned))
         self.nodes = nn.ModuleList(nodes)
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor, observe: Observe | None = None) -> Tensor | tuple[Tensor, ...]:
         """The real values of the outputs (one tensor, or a tuple), ``scale * (q - zero_point)``.
 
         ``inputs``: integers of the declared dtype, or floating point: real values, which the input's scale and zero
-        point turn into integers. Raises IntqError when a dtype or shape is not as declared.
+        point turn into integers. ``observe(name, real)`` is called with every value as it is computed.
+        Raises IntqError when a dtype or shape is not as declared.
         """
         outputs = [
             (q.to(carrier(value)) - _like(q, value.zero_point)) * _like(q, value.scale)
-            for q, value in zip(self.integers(*inputs), self._values(self._graph.outputs), strict=True)
+            for q, value in zip(self.integers(*inputs, observe=observe), self._values(self._graph.outputs), strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def integers(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def integers(self, *inputs: Tensor, observe: Observe | None = None) -> tuple[Tensor, ...]:
         """The outputs' integers, in float tensors that carry the gradient."""
         known = {value.name: _quantized(x, value) for x, value in zip(inputs, self._graph.inputs, strict=True)}
         check_inputs(self._graph.inputs, [_integers(known[v.name], v) for v in self._graph.inputs])
         for module in self.nodes:
             known[module.node.name] = module(*(known[name] for name in module.node.inputs))
+            if observe:
+                observe(module.node.name, module.real_value(known[module.node.name]))
         return tuple(known[name] for name in self._graph.outputs)
 
     def graph(self) -> Graph:

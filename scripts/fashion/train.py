@@ -85,7 +85,7 @@ def compare(name: str, checkpoint: Checkpoint, data: Path, samples: int, seed: i
     """{"model", "examples", "float", "int8", "difference"}: shares of right answers, the difference in points."""
     test = open_dataset(data, checkpoint.preprocess, checkpoint.labels)
     with step(f"quantize {name}"):
-        graph = domain.quantize(checkpoint, data, samples=samples, seed=seed)
+        graph = domain.prepare(checkpoint, data, samples=samples, seed=seed).quantize()
     network = integers.prepare(graph)
     with step(f"evaluate {name}, float") as advance:
         real = evaluate(domain.network(checkpoint), test, 250, advance)

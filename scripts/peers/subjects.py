@@ -109,7 +109,7 @@ def entries(subject: Subject, names: Sequence[str], threads: int, folder: Path) 
 def _compile(subject: Subject, folder: Path) -> None:
     """Quantize, save and compile a network: what `intq quantize --random` and `intq compile` do."""
     samples = len(subject.calibration)
-    graph = subject.domain.quantize(subject.checkpoint, None, samples=samples, seed=0, rounding="nearest")
+    graph = subject.domain.prepare(subject.checkpoint, None, samples=samples, seed=0, rounding="nearest").quantize()
     graph.save(folder / "artifact")
     intq.compile(folder / "artifact")  # keeps the library beside the graph
 

@@ -83,7 +83,7 @@ def float_network(this: Subject) -> Predict:
 
 def quantize_intq(this: Subject, samples: int, **options) -> Predict:
     """The network of `intq quantize CHECKPOINT --data SPLIT --samples N`, compiled."""
-    graph = domain.quantize(this.checkpoint, this.calibration, samples=samples, seed=0, **options)
+    graph = domain.prepare(this.checkpoint, this.calibration, samples=samples, seed=0, **options).quantize()
     network, scale = intq.compile(graph, threads=this.threads), graph.values[graph.outputs[0]].scale
     return lambda samples: scale * network(samples, _lengths(samples))
 

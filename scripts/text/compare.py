@@ -77,7 +77,7 @@ def quantize_intq(this: Subject, samples: int, zero_shot: bool = False) -> Predi
     """The network of `intq quantize FOLDER --data TRAIN --samples N`, or with --zero-shot instead of the data."""
     given = {"data": this.recipe.data(this.data, "train"), "task": this.recipe.task}
     given = {"data": None, "zero_shot": True} if zero_shot else given
-    graph = domain.quantize(this.checkpoint, samples=samples, seed=0, **given)
+    graph = domain.prepare(this.checkpoint, samples=samples, seed=0, **given).quantize()
     network, scale = integers.prepare(graph), graph.values[graph.outputs[0]].scale
     return lambda ids: scale * network(torch.from_numpy(ids))[0].numpy()
 
