@@ -35,7 +35,7 @@ from intq.optimizers import optimizer_of
 
 STATE = "state.pt"
 WARM_UP = 0.05  # share of the steps in which the rate rises
-DIVERGED = 20.0  # times the first steps' mean loss, and the training is given up
+DIVERGED = 10.0  # times the first steps' mean loss, on average, and the training is given up
 FIRST = 20  # steps of that mean
 
 
@@ -209,7 +209,7 @@ def _update(network: IntegerNetwork, optimizer, loss: Tensor, recipe: Recipe, ge
         return
     params = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = torch.autograd.grad(loss, params, create_graph=True)
-    signs = [torch.from_numpy(generator.integers(0, 2, p.shape) * 2.0 - 1).to(p) for p in params]
+    signs = [torch.as_tensor(generator.integers(0, 2, p.shape) * 2.0 - 1).to(p) for p in params]
     products = torch.autograd.grad(gradients, params, signs, allow_unused=True, materialize_grads=True)
     for p, g in zip(params, gradients, strict=True):
         p.grad = g.detach()
@@ -219,12 +219,11 @@ def _update(network: IntegerNetwork, optimizer, loss: Tensor, recipe: Recipe, ge
 def _checked(loss: float, losses: Mapping[str, float], folder: Path, step: int) -> dict[str, float]:
     """The running mean of the loss, and that of the first steps. Raises IntqError when it diverges."""
     first, count = losses.get("first", 0.0), losses.get("count", 0)
-    limit = DIVERGED * max(first, 1e-3) if count >= FIRST else math.inf
-    if not math.isfinite(loss) or loss > limit:
+    mean = loss if not count else 0.95 * losses["mean"] + 0.05 * loss
+    if not math.isfinite(loss) or (count >= FIRST and mean > DIVERGED * first):
         kept = f"the last good state is in {folder}" if step else "it did so at once"
         raise IntqError(f"the loss diverged: {loss:.4g} at step {step} ({kept}); lower the learning rate")
     first = (first * count + loss) / (count + 1) if count < FIRST else first
-    mean = loss if not count else 0.95 * losses["mean"] + 0.05 * loss
     return {"first": first, "count": min(count + 1, FIRST), "mean": mean}
 
 
