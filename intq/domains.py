@@ -14,6 +14,7 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     prepare(checkpoint, data, samples=, seed=, zero_shot=, progress=, **options) -> Prepared
                                                for quantization; data None: made up, of the task, or with zero_shot
                                                from the network
+    training(checkpoint, data, **options) -> intq.finetune.Data    labelled examples to train on
     network(checkpoint) -> callable            the float network on the same input
     reader(source, metadata, **options) -> Reader    from raw input to the network's; source: an artifact's folder or
                                                a Checkpoint

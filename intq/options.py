@@ -87,6 +87,63 @@ ResidualBits = Annotated[
     typer.Option(help="Width of the sums between blocks: 8, or 16 for accuracy.", show_default="8; of texts 16"),
 ]
 
+Rounding = Annotated[
+    str,
+    typer.Option(
+        help="How weights are rounded: nearest; gptq, which makes up for errors; or learned, for 4 bits and fewer "
+        "(minutes)."
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="The bits of every layer, as `intq search` found them."),
+]
+
+# ---- finetune ----------------------------------------------------------------------------------------------------
+
+Trained = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Labelled examples to train on, as `intq eval` takes them; their train split where they have one.",
+    ),
+]
+Evaluated = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="DATA",
+        help="Labelled examples on which accuracy is measured after each epoch.",
+        show_default="the held-out split of --data",
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(metavar="CHECKPOINT", help="A float network to learn from, with the same labels: often CHECKPOINT."),
+]
+Distill = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=1.0, help="The teacher's share of the loss; the labels have the rest.", show_default="0.5"
+    ),
+]
+Hidden = Annotated[
+    float, typer.Option(min=0.0, help="Weight of the distance from the float network's values at the ends of blocks.")
+]
+Temperature = Annotated[float, typer.Option(min=0.01, help="Of the teacher's answers.")]
+Epochs = Annotated[float, typer.Option(min=0.0, help="How often all examples are seen.")]
+TrainBatch = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+Rate = Annotated[
+    float,
+    typer.Option("--lr", min=0.0, help="Learning rate, relative: 0.001 moves a weight by a thousandth of the largest."),
+]
+Optimizer = Annotated[str, typer.Option(help="adamw, sgd or adahessian.")]
+LearnedSteps = Annotated[
+    str, typer.Option("--steps", help="Learn where activations clip (pact), or all steps (lsq), too.")
+]
+WeightDecay = Annotated[float, typer.Option(min=0.0, help="By how much weights shrink, times the learning rate.")]
+
 # ---- eval --------------------------------------------------------------------------------------------------------
 
 FloatOrFolder = Annotated[

@@ -33,6 +33,25 @@ def answers(rows: list[dict[str, Any]]) -> tuple:
     return (table,)
 
 
+def training(value: dict[str, Any]) -> tuple:
+    """`intq finetune`: what was measured after each epoch."""
+    rows = value["history"]
+    names = [name for name in rows[-1] if name not in ("step", "epoch", "loss")]
+    table = Table(*(Column(name, justify="right") for name in ("epoch", "loss", *names)), box=None, header_style="dim")
+    for row in rows:
+        table.add_row(f"{row['epoch']:g}", f"{row['loss']:.4f}", *(_metric(name, row[name]) for name in names))
+    artifact = value["artifact"]
+    return (
+        f"[b]{escape(value['model'])}[/] was trained as integers; what is measured last is what {artifact} computes.",
+        table,
+        f"[dim]Next: intq verify {artifact} | intq eval {artifact} | intq bench {artifact}[/]",
+    )
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{value:.4f}" if name in CORRELATIONS else f"{100 * value:.2f} %"
+
+
 def _heard(row: dict[str, Any]) -> tuple:
     """A recording: what it says, and how long that took."""
     factor, notes = row["real_time_factor"], "".join(f"; {notice}" for notice in row["notices"])

@@ -176,6 +176,22 @@ def prepare(
     return Prepared(checkpoint.model, ids, {"seed": seed, **learned, **options}, complete)
 
 
+def training(checkpoint: Checkpoint, data: str | None, *, task: str | None = None):
+    """Labelled texts to train on (:class:`intq.finetune.Data`): the train split of the task or of the data."""
+    from intq.nlp.training import training
+
+    known = metadata(checkpoint)
+    if task is not None:
+        given = tasks.task(task)
+        check_head(given, known)
+        examples = examples_of.training(given, data)
+    elif data is None:
+        raise IntqError("no data: give --data a file with texts and labels, or name one of GLUE's tasks with --task")
+    else:
+        examples = examples_of.own(data, checkpoint.head, "train")
+    return training(examples, reader(checkpoint, known, truncate=True), known)
+
+
 # ---- run ---------------------------------------------------------------------------------------------------------
 
 

@@ -156,6 +156,15 @@ def prepare(
     return Prepared(checkpoint.model, recordings, {"seed": seed, "longest": checkpoint.longest, **options}, complete)
 
 
+def training(checkpoint: Checkpoint, data: str | None):
+    """Transcribed recordings to train on (:class:`intq.finetune.Data`)."""
+    from intq.speech.training import training
+
+    if data is None:
+        raise IntqError("no data: give --data recordings with transcripts, in LibriSpeech's layout or a manifest")
+    return training(utterances_of.utterances(data), reader(checkpoint, metadata(checkpoint)))
+
+
 # ---- run, eval ---------------------------------------------------------------------------------------------------
 
 

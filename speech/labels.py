@@ -55,6 +55,19 @@ class Labels:
         whole = spelled.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return " ".join(whole.split())
 
+    def spelled(self, text: str) -> list[int]:
+        """Labels that spell a transcript, the longest that fits first; what none spells is left out."""
+        pieces = {piece: label for label, piece in reversed(list(enumerate(self.texts))) if piece}
+        longest = max(map(len, pieces))
+        left = f" {text}" if any(piece[0] == " " and len(piece) > 1 for piece in pieces) else text
+        found = []
+        while left:
+            size = next((n for n in range(min(longest, len(left)), 0, -1) if left[:n] in pieces), 0)
+            if size:
+                found.append(pieces[left[:size]])
+            left = left[max(size, 1) :]
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {"texts": list(self.texts), "blank": self.blank}

@@ -55,7 +55,22 @@ ROOMS = (
         "intq.zero_shot",
     },
     {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},
-    {"intq.console", "intq.show", "intq.networks", "intq.evaluation", "intq.options", "intq.cli", "intq.__main__"},
+    {
+        "intq.console",
+        "intq.show",
+        "intq.networks",
+        "intq.evaluation",
+        "intq.options",
+        "intq.app",
+        "intq.tuning",
+        "intq.commands",
+        "intq.commands_finetune",
+        "intq.app",
+        "intq.tuning",
+        "intq.cli_finetune",
+        "intq.cli",
+        "intq.__main__",
+    },
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
@@ -92,8 +107,8 @@ ONLY_IN = {
     "ctc_beam_decoder": {"intq.speech"},
     "torchaudio": {"intq.speech"},
     "G722": {"intq.speech"},
-    "typer": {"intq.cli", "intq.console", "intq.options"},
-    "rich": {"intq.cli", "intq.console", "intq.show"},
+    "typer": {"intq.app", "intq.console", "intq.options"},
+    "rich": {"intq.commands", "intq.console", "intq.show"},
 }
 ANYWHERE = {"numpy", "safetensors"}
 # Methods that reach a room below by name, on call: Graph.save writes an artifact.

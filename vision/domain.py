@@ -121,6 +121,16 @@ def prepare(
     return Prepared(checkpoint.model, batches, options, complete)
 
 
+def training(checkpoint: Checkpoint, data: str | None, *, seed: int = 0, **options: Any):
+    """Labelled images to train on (:class:`intq.finetune.Data`): the train split of the data where there is one."""
+    from intq.vision.data import open_dataset
+    from intq.vision.training import Training
+
+    if data is None:
+        raise IntqError("no data: give --data labelled images to train on, such as one folder of them for each class")
+    return Training(open_dataset(data, checkpoint.preprocess, checkpoint.labels, split="train"), **options)
+
+
 def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     """The float network on the same pixels: uint8 (n, height, width, channels) -> float32 logits (n, classes)."""
     import torch
