@@ -24,8 +24,11 @@ Dong et al. 2020, "HAWQ-V2" (the mean trace as sensitivity, for weights and acti
 "PyHessian"; Yao et al. 2021, "AdaHessian" (the diagonal).
 
 Products are made in reverse mode over reverse mode, and a batch is probed several times while the graph of its gradient
-is there: a product costs about six passes through the network, the gradient three. Memory is that of one batch; use
-:func:`intq.losses.split`.
+is there: a product costs about six passes through the network, the gradient three. Memory is that of one batch. The
+smaller the batches (:func:`intq.losses.split`), the more vectors there are for the same passes. Measured (ResNet-50,
+224 x 224, 32 images, one core): a product takes 1.4 s of an image alone, 1.9 s of two, 3.0 s of four together; 8 probes
+of each image alone bring all 104 standard errors to 8 % or less (6.3 % in the middle), in 200 s of each of two
+processes and 1.8 GB.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Several processes that share a computation, started by `accelerate launch` (or torchrun): each takes its part.
+"""Several processes that share a computation: each takes its part.
 
+They are started by `accelerate launch`, or by `torchrun` (on CPUs, of which `accelerate launch` starts one process).
 Without a launcher there is one process, and neither accelerate nor torch.distributed is touched.
 """
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 def state():
-    """accelerate's PartialState, which joins the processes at the first call; None where there is one process."""
+    """accelerate's PartialState, which joins the processes at the first call; None for a process that is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     try:
@@ -27,7 +28,8 @@ def state():
     except ImportError:
         raise IntqError("several processes need the package accelerate: pip install 'intq[accelerate]'") from None
     # without this word, processes on CPUs are joined and yet each is told that it is alone
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    joined = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    return joined if joined.num_processes > 1 else None
 
 
 def share(items: Sequence[T]) -> list[tuple[int, T]]:

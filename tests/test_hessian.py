@@ -162,7 +162,7 @@ def test_estimates_are_unbiased_and_their_errors_true():
     module, batches = network("mlp")
     loss = of_module(module)
     blocks, activations = exact(loss, batches)
-    runs = [traces(loss, batches, tolerance=1e9, most=8, seed=seed) for seed in range(60)]
+    runs = [traces(loss, batches, tolerance=1e9, most=8, seed=seed) for seed in range(40)]
     for name in (*blocks, *activations):
         kind = "weights" if name in blocks else "activations"
         true = float(blocks[name].trace()) if name in blocks else float(activations[name])
@@ -335,10 +335,10 @@ def test_the_densitys_moments_are_traces():
     module, batches = network("mlp")
     loss = of_module(module)
     h = full_hessian(loss, batches)
-    found = density(loss, batches, starts=60, steps=12)
+    found = density(loss, batches, starts=40, steps=10)
     values = [[found.size * sum(w * t**k for t, w in zip(*r, strict=True)) for k in (1, 2)]
               for r in zip(found.nodes, found.weights, strict=True)]  # fmt: skip
-    error = np.std(values, axis=0) / 60**0.5
+    error = np.std(values, axis=0) / 40**0.5
     exactly = float(h.trace()), float((h @ h).trace())
     assert np.all(np.abs(np.mean(values, axis=0) - exactly) <= 4 * error)
     assert found.trace(lambda t: t * t) == pytest.approx(np.mean(values, axis=0)[1])
@@ -356,9 +356,9 @@ def test_the_density_of_a_whole_space_is_exact():
 # ---- whatever the network holds ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "quartznet", "conformer"])
+@pytest.mark.parametrize("kind", ["bert", "conformer"])
 def test_products_through_text_and_speech(kind):
-    if kind in ("bert", "roberta"):
+    if kind == "bert":
         model = tiny(kind)
         inputs = torch.randint(4, 60, (3, 7))
         inputs[1, 5:] = model.padding
@@ -412,6 +412,7 @@ def test_any_mode_of_the_caller():
         assert traces(of_module(module), batches, most=4) == expected
     with torch.inference_mode():
         assert traces(of_module(module), batches, most=4) == expected
+        assert len(eigenvalues(of_module(module), batches).values) == 2
         made, again = network("conv")  # tensors that remember their mode
         with pytest.raises(IntqError, match="nference"):
             traces(of_module(made), again, most=4)
@@ -456,6 +457,7 @@ def test_mistakes_are_told():
         "no parameter 'w'": lambda: of_module(module, names=["w"]),
         "no weight 'w'": lambda: loss.only("w"),
         "neither weights nor": lambda: traces(loss.only(), batches, activations=False),
+        "two or more are needed, got 1": lambda: fisher(loss, split(batches[:1], 1)[:1]),
         "two probes": lambda: traces(loss, batches, most=1),
         "no weights": lambda: eigenvalues(loss.only(), batches),
         "'layer' twice": lambda: traces(
@@ -479,20 +481,23 @@ def test_mistakes_are_told():
 # ---- several processes -------------------------------------------------------------------------------------------
 
 PART = """
-import json, sys
+import json
 from dataclasses import asdict
+
 import torch
-sys.path.insert(0, "tests")
-from test_hessian import network
+from torch import nn
+
 from intq.hessian import traces
-from intq.losses import of_module
+from intq.losses import of_module, split
 from intq.sensitivity import fisher
 from intq.spectrum import eigenvalues
-module, batches = network("conv", 17)
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)).double().eval()
+batches = split([(torch.randn(17, 2, 5, 5).double(), torch.randint(3, (17,)))], 4)
 loss = of_module(module)
-found = traces(loss, batches, most=8), fisher(loss, batches), eigenvalues(loss, batches)
-print(json.dumps([asdict(found[0]), asdict(found[1]), found[2].values]))
-torch.distributed.destroy_process_group()
+result = [asdict(traces(loss, batches, most=8)), asdict(fisher(loss, batches)), eigenvalues(loss, batches).values]
 """
 
 
@@ -502,9 +507,10 @@ def test_two_processes_find_what_one_does():
         port = found.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    end = "print(json.dumps(result))\ntorch.distributed.destroy_process_group()"
     parts = [
         subprocess.Popen(
-            [sys.executable, "-c", PART],
+            [sys.executable, "-c", PART + end],
             env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)},
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parent.parent,
@@ -512,15 +518,16 @@ def test_two_processes_find_what_one_does():
         )
         for i in range(2)
     ]
-    (one, other) = (json.loads(part.communicate(timeout=120)[0]) for part in parts)
+    (one, other) = (json.loads(part.communicate(timeout=300)[0]) for part in parts)
     assert one == other
-    module, batches = network("conv", 17)
-    loss = of_module(module)
-    assert one[0] == asdict(traces(loss, batches, most=8)), "to the last bit"
-    alone = fisher(loss, batches)
-    for name, trace in alone.weights.items():
-        assert one[1]["weights"][name] == pytest.approx(asdict(trace), rel=1e-12)
-    assert one[2] == pytest.approx(eigenvalues(loss, batches).values)
+    alone: dict = {}
+    with torch.random.fork_rng(devices=[]):
+        exec(PART, alone)
+    found, shares, values = alone["result"]
+    assert one[0] == found, "to the last bit"
+    for name, trace in shares["weights"].items():
+        assert one[1]["weights"][name] == pytest.approx(trace, rel=1e-12)
+    assert one[2] == pytest.approx(values)
 
 
 def test_more_processes_than_batches(monkeypatch):
