@@ -31,7 +31,7 @@ def ibert_exp(x: Tensor) -> Tensor:
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": lambda x: F.relu6(x + 3) / 6,  # F.hardsigmoid to the bit; its gradient has no derivative
     "silu": F.silu,
     "hardswish": F.hardswish,
     "tanh": torch.tanh,

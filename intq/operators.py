@@ -12,7 +12,10 @@ from intq.backends.torch import by_distance
 
 
 def differentiable(operator) -> None:
-    """Give an operator the gradient of the function that it was made of, which is computed once more for that."""
+    """Give an operator the gradient of the function that it was made of, which is computed once more for that.
+
+    With ``create_graph`` the gradient depends on the inputs as that of the function does, to any order.
+    """
 
     def real(x) -> bool:
         return isinstance(x, Tensor) and x.is_floating_point()
@@ -21,13 +24,20 @@ def differentiable(operator) -> None:
         ctx.inputs = inputs
 
     def backward(ctx, gradient):
-        inputs = [x.detach().requires_grad_() if real(x) else x for x in ctx.inputs]
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
+            inputs = [_fresh(x, again) if real(x) else x for x in ctx.inputs]
             result = operator._init_fn(*inputs)
-        found = iter(torch.autograd.grad(result, [x for x in inputs if real(x)], gradient, allow_unused=True))
+        wanted = [x for x in inputs if real(x)]
+        found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=again, allow_unused=True))
         return tuple(next(found) if real(x) else None for x in inputs)
 
     operator.register_autograd(backward, setup_context=keep)
+
+
+def _fresh(x: Tensor, linked: bool) -> Tensor:
+    """The same numbers as a tensor to differentiate by; ``linked``: which still depends on what made ``x``."""
+    return x.view_as(x) if linked and x.requires_grad else x.detach().requires_grad_()
 
 
 @torch.library.custom_op("intq::relative_scores", mutates_args=())
