@@ -92,7 +92,9 @@ def test_inception_transforms_its_input():
         torch.testing.assert_close(transforming((pixels - mean) / std), plain((pixels - 0.5) / 0.5))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenext", "small_resnet", "small_squeezenext", "small_inception"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "squeezenext", "small_resnet", "small_squeezenext", "small_inception"]
+)
 def test_random_models_are_reproducible_and_alive(name):
     known = architecture(name)
     before = torch.random.get_rng_state()

@@ -1,4 +1,4 @@
-"""InceptionV3 (Szegedy et al., 2015) under torchvision's state-dict keys, without the auxiliary classifier; a small one.
+"""InceptionV3 (Szegedy et al., 2015) under torchvision's state-dict keys, no auxiliary classifier; and a small one.
 
 The auxiliary classifier (`AuxLogits.*` in checkpoints) only helps training; inference never computes it.
 """
@@ -243,7 +243,7 @@ class SmallInception(nn.Module):
 
 
 def small_inception(classes: int = 10, channels: int = 1) -> SmallInception:
-    """Four blocks of branches and one that halves the image, for images of 28 x 28 or 32 x 32: 0.17 million parameters."""
+    """Five blocks of branches, for images of 28 x 28 or 32 x 32: 0.17 million parameters."""
     return SmallInception(classes, channels)
 
 

@@ -1,0 +1,473 @@
+"""Which layer gets which bits: the plan of least error within every budget at once, proven the best there is.
+
+Every layer i has choices c, each with its error Omega_i(c) (:mod:`intq.sensitivity`: mean Hessian trace times the
+squared change) and its costs. With x_ic = 1 for the choice that is taken, the integer linear program of HAWQ-V3
+(Yao et al. 2021, section 3.4), here with any number of budgets, is
+
+    minimise  sum_ic Omega_i(c) x_ic
+    so that   sum_c x_ic = 1                                    for every layer i
+              sum_ic cost_i(c) x_ic <= budget                   for every budget: bytes, BOPS, seconds
+              sum_v elements_v bytes_v(x) <= budget             for every moment of the network: peak memory
+              the input bits of tied layers are the same,
+
+solved by HiGHS through scipy, with branch and bound until the gap is closed. What is minimised and what is bounded are
+interchangeable: the smallest network within an error is ``search(problem, {"error": e}, minimize="size")``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from intq.budgets import spelled
+from intq.cost import Geometry, Latencies, layer_bops, layer_bytes
+from intq.errors import IntqError
+
+ERROR, MEMORY = "error", "memory"
+SLACK = 1e-9  # relative: by how much rounded sums may differ that are equal
+# HiGHS lets a row be exceeded by 1e-6 and stops within 1e-6 of the best. So rows and objective count what is above each
+# layer's least, what alone would exceed a budget is left out, and the rest is scaled to a million: what the solver may
+# be wrong by is then far below SLACK.
+_SCALE = 1e6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer's bits, what they cost in error, and in bytes, BOPS, seconds ... by name."""
+
+    weight_bits: int
+    input_bits: int
+    error: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        return self.weight_bits, self.input_bits
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, by module path, and what it may be given."""
+
+    name: str
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A value in memory at some moment: ``least`` bytes an element, or two where ``layer`` reads 16 bits of it."""
+
+    elements: int
+    layer: str = ""
+    least: int = 1
+
+    def bytes(self, input_bits: int) -> int:
+        """Its bytes when ``layer`` reads so many bits: 4 bits take a byte, as the kernels keep them."""
+        return self.elements * max(self.least, 2 if input_bits > 8 else 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Layers with their choices; ``ties``: names of layers that agree in their input bits; ``moments``: what is in
+    memory at each step. ``base``: costs of what no choice changes.
+
+    Raises IntqError when it is malformed: a name twice, no choices, costs that differ in kind, or that are not finite.
+    """
+
+    layers: tuple[Layer, ...]
+    ties: tuple[tuple[str, ...], ...] = ()
+    moments: tuple[tuple[Live, ...], ...] = ()
+    base: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if not names or len(set(names)) < len(names):
+            raise IntqError(f"a search needs layers of different names, got {names[:8]}")
+        for layer in self.layers:
+            if len({choice.bits for choice in layer.choices}) < max(1, len(layer.choices)):
+                raise IntqError(f"{layer.name}: its choices must be one or more, of different bits")
+            for choice in layer.choices:
+                if choice.costs.keys() != self.layers[0].choices[0].costs.keys():
+                    raise IntqError(
+                        f"{layer.name} has the costs {', '.join(choice.costs)}, "
+                        f"{self.layers[0].name} has {', '.join(self.layers[0].choices[0].costs)}: they must agree"
+                    )
+                for what, value in (("error", choice.error), *choice.costs.items()):
+                    if not math.isfinite(value) or (value < 0 and what != "error"):
+                        raise IntqError(f"{layer.name}: the {what} of {_short(choice)} is {value}")
+        known = set(names)
+        for group in self.ties:
+            if unknown := set(group) - known:
+                raise IntqError(f"a tie names {min(unknown)!r}, which is no layer of the search")
+        if unknown := {live.layer for moment in self.moments for live in moment} - known - {""}:
+            raise IntqError(f"a value in memory is read by {min(unknown)!r}, which is no layer of the search")
+        if unknown := self.base.keys() - self.costs.keys():
+            raise IntqError(f"the network has a {min(unknown)}, its layers have none")
+        for group in self.groups:
+            if not group.widths:
+                raise IntqError(f"{', '.join(group.layers)} read the same value but have no input bits in common")
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def costs(self) -> dict[str, None]:
+        """The names of what can be limited or minimised, the error apart."""
+        return dict.fromkeys([*self.layers[0].choices[0].costs, *([MEMORY] if self.moments else [])])
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The layers by what they read together, each layer in one group, in the order of the first."""
+        leader = {layer.name: layer.name for layer in self.layers}
+        for names in self.ties:
+            merged = {leader[name] for name in names}
+            leader = {name: names[0] if at in merged else at for name, at in leader.items()}
+        members: dict[str, list[str]] = {}
+        for name, at in leader.items():
+            members.setdefault(at, []).append(name)
+        found = []
+        for names in members.values():
+            sets = [{choice.input_bits for choice in self.by_name[name].choices} for name in names]
+            found.append(Group(tuple(names), tuple(sorted(set.intersection(*sets)))))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same integers, and the input widths that all of them may have."""
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a search found: a choice of every layer.
+
+    ``gap``: by how much a better plan may still be better, relative to the objective; 0 is proven, nan not known.
+    ``evaluations``: how often a network was tried on data. ``method``, ``minimized``, ``seed``, ``seconds``: how it was
+    found.
+    """
+
+    choices: Mapping[str, Choice]
+    error: float
+    costs: Mapping[str, float]
+    method: str = ""
+    minimized: str = ERROR
+    gap: float = math.nan
+    seconds: float = 0.0
+    seed: int = 0
+    evaluations: int = 0
+    score: float | None = None  # what `evaluate` said of it
+
+    @property
+    def objective(self) -> float:
+        return value_of(self, self.minimized)
+
+
+Evaluate = Callable[[Mapping[str, Choice]], float]
+
+
+def assignment(problem: Problem, choices: Mapping[str, Choice], **how) -> Assignment:
+    """The plan of some choices, with its error and costs."""
+    ordered = {layer.name: choices[layer.name] for layer in problem.layers}
+    costs = {}
+    for name in problem.costs:
+        if name == MEMORY:
+            costs[name] = max(_bytes(moment, ordered) for moment in problem.moments)
+        else:
+            costs[name] = problem.base.get(name, 0) + sum(choice.costs[name] for choice in ordered.values())
+    return Assignment(ordered, sum(choice.error for choice in ordered.values()), costs, **how)
+
+
+def _bytes(moment: Sequence[Live], choices: Mapping[str, Choice]) -> int:
+    return sum(live.bytes(choices[live.layer].input_bits if live.layer else 8) for live in moment)
+
+
+def value_of(found: Assignment, name: str) -> float:
+    """Its error, or one of its costs."""
+    return found.error if name == ERROR else found.costs[name]
+
+
+def fits(problem: Problem, found: Assignment, budgets: Mapping[str, float]) -> bool:
+    """Whether a plan is within every budget, but for how sums are rounded."""
+    return all(value_of(found, name) <= limit + slack(problem, name, limit) for name, limit in budgets.items())
+
+
+def slack(problem: Problem, name: str, limit: float) -> float:
+    """How far rounded sums may exceed a limit: errors may be of either sign, and cancel."""
+    least = sum(abs(min(c.error for c in layer.choices)) for layer in problem.layers) if name == ERROR else 0.0
+    return SLACK * max(abs(limit), least)
+
+
+def uniform_plan(problem: Problem, weight_bits: int = 8, input_bits: int = 8) -> Assignment:
+    """The plan that gives every layer these bits, or of what it may have the next wider, else the widest."""
+    choices = {}
+    for group in problem.groups:
+        width = _at_least(group.widths, input_bits)
+        for name in group.layers:
+            offered = {c.weight_bits: c for c in problem.by_name[name].choices if c.input_bits == width}
+            choices[name] = offered[_at_least(offered, weight_bits)]
+    return assignment(problem, choices, method="uniform")
+
+
+def _at_least(offered, wanted: int) -> int:
+    return min((bits for bits in offered if bits >= wanted), default=max(offered))
+
+
+# ---- the integer linear program ----------------------------------------------------------------------------------
+
+
+def search(
+    problem: Problem,
+    budgets: Mapping[str, float],
+    *,
+    minimize: str = ERROR,
+    seconds: float = 600.0,
+) -> Assignment:
+    """The plan of least error, or of whatever ``minimize`` names, within all ``budgets``: the optimum.
+
+    ``budgets``: {"size": bytes, "bops": BOPS, "latency": seconds, "memory": bytes, "error": Omega}, any of them. When
+    the solver has not proven the optimum after so many ``seconds``, the plan is the best it has, and ``gap`` says how
+    far it may be from the best there is.
+    Raises IntqError when no plan meets the budgets, with the smallest values that can be reached.
+    """
+    start = time.perf_counter()
+    _check(problem, [minimize, *budgets])
+    found = _solve(problem, budgets, minimize, seconds)
+    if found is None:
+        raise IntqError(_unreachable(problem, budgets, seconds))
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _check(problem: Problem, names: Sequence[str]) -> None:
+    for name in names:
+        if name != ERROR and name not in problem.costs:
+            known = ", ".join([ERROR, *problem.costs])
+            raise IntqError(f"there is no {name!r} to minimise or to limit here; there is {known}")
+
+
+def _solve(problem: Problem, budgets: Mapping[str, float], minimize: str, seconds: float) -> Assignment | None:
+    """The best plan, None where there is none."""
+    program = _Program(problem)
+    limits = program.within(budgets)
+    if limits is None:
+        return None
+    objective = np.where(program.upper > 0, program.objective(minimize), 0.0)
+    unit = float(objective.max()) / _SCALE or 1.0
+    result = milp(
+        objective / unit,
+        integrality=program.integrality,
+        bounds=Bounds(np.zeros(program.columns), program.upper),
+        constraints=[*program.structure(), *limits, *([program.below_peak()] if minimize == MEMORY else [])],
+        options={"mip_rel_gap": 0.0, "time_limit": seconds},
+    )
+    if result.x is None:
+        if result.status != 2:  # out of time or in trouble: no proof that there is no plan
+            raise IntqError(f"the solver found no plan in {seconds:.0f} s ({result.message}); give it longer")
+        return None
+    found = assignment(problem, program.choices(result.x), method="ilp", minimized=minimize)
+    if not fits(problem, found, budgets):
+        raise AssertionError(f"the solver exceeds a budget: {found.error}, {found.costs} of {dict(budgets)}")
+    open_by = result.fun - result.mip_dual_bound  # in millionths of the largest coefficient
+    gap = open_by * unit / abs(found.objective) if open_by > _SCALE * SLACK and found.objective else 0.0
+    return replace(found, gap=gap)
+
+
+def _unreachable(problem: Problem, budgets: Mapping[str, float], seconds: float) -> str:
+    """Why no plan meets the budgets: the smallest value of each alone, and with the others met."""
+    lines = []
+    for name, limit in budgets.items():
+        alone = _solve(problem, {}, name, seconds)
+        least = value_of(alone, name)
+        line = f"{name} at most {spelled(name, limit)}, where the smallest reachable is {spelled(name, least)}"
+        others = {other: value for other, value in budgets.items() if other != name}
+        if others and fits(problem, alone, {name: limit}):
+            together = _solve(problem, others, name, seconds)
+            if together is not None:
+                line += f", or {spelled(name, value_of(together, name))} with the other budgets met"
+        lines.append(line)
+    return f"no plan meets the budgets: {'; '.join(lines)}; raise a budget or offer the layers fewer bits"
+
+
+class _Program:
+    """The columns of the program: one for each choice of each layer, and the peak of memory as the last."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.pairs = [(layer.name, choice) for layer in problem.layers for choice in layer.choices]
+        self.columns = len(self.pairs) + 1
+        self.starts = np.cumsum([0, *(len(layer.choices) for layer in problem.layers[:-1])])
+        self.of_layer: dict[str, list[int]] = {}
+        for column, (name, _) in enumerate(self.pairs):
+            self.of_layer.setdefault(name, []).append(column)
+        self.integrality = np.array([1] * len(self.pairs) + [0])
+        self.upper = np.ones(self.columns)  # 0: a choice that no budget has room for
+
+    def objective(self, name: str) -> np.ndarray:
+        """What is minimised, above the least of each layer."""
+        if name == MEMORY:
+            return np.array([0.0] * len(self.pairs) + [1.0])
+        above, _ = self._above_least(self._coefficients(name))
+        return np.append(above, 0.0)
+
+    def choices(self, x: np.ndarray) -> dict[str, Choice]:
+        """The choice of each layer that a solution takes."""
+        return {name: self.pairs[max(columns, key=x.__getitem__)][1] for name, columns in self.of_layer.items()}
+
+    def structure(self) -> list[LinearConstraint]:
+        """One choice a layer; tied layers read the same number of bits."""
+        rows = [dict.fromkeys(columns, 1.0) for columns in self.of_layer.values()]
+        values = [1.0] * len(rows)
+        for group in self.problem.groups:
+            first, *others = group.layers
+            widths = {self.pairs[column][1].input_bits for name in group.layers for column in self.of_layer[name]}
+            for other in others:
+                for width in sorted(widths):
+                    row = dict.fromkeys(self._reading(first, width), 1.0)
+                    row |= dict.fromkeys(self._reading(other, width), -1.0)
+                    rows.append(row)
+                    values.append(0.0)
+        return [LinearConstraint(self._matrix(rows), values, values)]
+
+    def within(self, budgets: Mapping[str, float]) -> list[LinearConstraint] | None:
+        """Every budget as rows, choices that exceed one alone being ruled out; None where even the least do."""
+        found = []
+        for name, limit in budgets.items():
+            rows = self._moments() if name == MEMORY else [(self._coefficients(name), self.problem.base.get(name, 0))]
+            for coefficients, base in rows:
+                above, least = self._above_least(coefficients)
+                room = limit + slack(self.problem, name, limit) / 2 - base - least
+                if room < 0:
+                    return None
+                self.upper[:-1][above > room] = 0
+                above[above > room] = 0
+                if above.sum() > room:
+                    factor = _SCALE / room
+                    found.append(LinearConstraint(np.append(above, 0.0)[None] * factor, -np.inf, _SCALE))
+        return found
+
+    def below_peak(self) -> LinearConstraint:
+        """That the last column, in units of the most there can be, is no less than any moment's memory."""
+        rows, bases = zip(*self._moments(), strict=True)
+        most = max(1.0, max(float(row.sum()) + base for row, base in zip(rows, bases, strict=True)))
+        self.upper[-1] = most
+        factor = _SCALE / most
+        matrix = np.hstack([np.array(rows), -np.ones((len(rows), 1))]) * factor
+        return LinearConstraint(matrix, -np.inf, -factor * np.array(bases, np.float64))
+
+    def _coefficients(self, name: str) -> np.ndarray:
+        """What each choice adds to the error or to a cost."""
+        return np.array([c.error if name == ERROR else c.costs[name] for _, c in self.pairs], np.float64)
+
+    def _above_least(self, coefficients: np.ndarray) -> tuple[np.ndarray, float]:
+        """What each choice adds above the least of its layer, and the sum of the least."""
+        least = np.minimum.reduceat(coefficients, self.starts)
+        counts = [len(layer.choices) for layer in self.problem.layers]
+        return coefficients - np.repeat(least, counts), float(least.sum())
+
+    def _moments(self) -> list[tuple[np.ndarray, float]]:
+        """Of each moment the bytes that each choice decides, and those that are there whatever is chosen."""
+        found = []
+        for moment in self.problem.moments:
+            row = np.zeros(len(self.pairs))
+            for live in moment:
+                for column in self.of_layer.get(live.layer, ()):
+                    row[column] += live.bytes(self.pairs[column][1].input_bits)
+            found.append((row, float(sum(live.bytes(8) for live in moment if not live.layer))))
+        return found
+
+    def _reading(self, name: str, width: int) -> list[int]:
+        return [column for column in self.of_layer[name] if self.pairs[column][1].input_bits == width]
+
+    def _matrix(self, rows: list[dict[int, float]]) -> csr_array:
+        data = [value for row in rows for value in row.values()]
+        columns = [column for row in rows for column in row]
+        starts = np.cumsum([0, *(len(row) for row in rows)])
+        return csr_array((data, columns, starts), shape=(len(rows), self.columns))
+
+
+# ---- the front ---------------------------------------------------------------------------------------------------
+
+
+def pareto(
+    problem: Problem, cost: str, budgets: Mapping[str, float] | None = None, points: int = 20
+) -> tuple[Assignment, ...]:
+    """The plans of least error for so many bounds on ``cost``, from the cheapest plan to that of least error.
+
+    Each is optimal: no plan has less error at no more cost, nor less cost at no more error, within the other
+    ``budgets``. Bounds lie evenly between the ends; where several give the same plan it is there once.
+    Raises IntqError when no plan meets the budgets.
+    """
+    budgets = {name: limit for name, limit in (budgets or {}).items() if name != cost}
+    _check(problem, [cost])
+    if points < 2:
+        raise IntqError(f"a front has 2 points or more, its ends, got {points}")
+    cheapest = search(problem, budgets, minimize=cost).costs[cost]
+    best = _cheapest_of(problem, budgets, cost, search(problem, budgets))
+    found: dict[float, Assignment] = {}
+    for limit in np.linspace(cheapest, best.costs[cost], points)[:-1].tolist():
+        point = _cheapest_of(problem, budgets, cost, search(problem, {**budgets, cost: limit}))
+        found.setdefault(point.costs[cost], point)
+    found[best.costs[cost]] = best
+    return tuple(sorted(found.values(), key=lambda point: point.costs[cost]))
+
+
+def _cheapest_of(problem: Problem, budgets: Mapping[str, float], cost: str, best: Assignment) -> Assignment:
+    """Of the plans with no more error the cheapest."""
+    cheaper = search(problem, {**budgets, ERROR: best.error}, minimize=cost)
+    if cheaper.costs[cost] >= best.costs[cost]:
+        return best
+    return replace(cheaper, minimized=ERROR, seconds=best.seconds + cheaper.seconds, gap=max(best.gap, cheaper.gap))
+
+
+# ---- building a problem ------------------------------------------------------------------------------------------
+
+
+def problem_of(
+    layers: Mapping[str, Geometry],
+    weight_errors: Mapping[str, Mapping[int, float]],
+    input_errors: Mapping[str, Mapping[int, float]] | None = None,
+    *,
+    ties: Sequence[Sequence[str]] = (),
+    moments: Sequence[Sequence[Live]] = (),
+    latencies: Latencies | None = None,
+) -> Problem:
+    """The search over a network's layers (:func:`intq.dataflow.layers`).
+
+    A choice's error is that of its weights and that of its inputs, which the Hessian's blocks add (HAWQ-V2, Dong et al.
+    2020, section 3): ``weight_errors[layer][bits] + input_errors[layer][bits]``. The bits that a layer is offered are
+    those that have errors; without input errors all inputs have 8 bits.
+    Raises IntqError when a layer has no errors, or a latency is missing.
+    """
+    input_errors = input_errors if input_errors is not None else {name: {8: 0.0} for name in layers}
+    found = []
+    for name, geometry in layers.items():
+        for what, errors in (("weights", weight_errors), ("inputs", input_errors)):
+            if not errors.get(name):
+                raise IntqError(f"the error of the {what} of {name!r} is not known at any width; measure it first")
+        choices = []
+        for weight_bits, weight_error in sorted(weight_errors[name].items()):
+            for input_bits, input_error in sorted(input_errors[name].items()):
+                costs = {
+                    "size": layer_bytes(geometry, weight_bits),
+                    "bops": layer_bops(geometry, weight_bits, input_bits),
+                }
+                if latencies is not None:
+                    costs["latency"] = latencies.of(name, weight_bits, input_bits)
+                choices.append(Choice(weight_bits, input_bits, weight_error + input_error, costs))
+        found.append(Layer(name, tuple(choices)))
+    base = {} if latencies is None else {"latency": latencies.other}
+    return Problem(tuple(found), tuple(map(tuple, ties)), tuple(map(tuple, moments)), base)
+
+
+def _short(choice: Choice) -> str:
+    return f"W{choice.weight_bits}A{choice.input_bits}"
