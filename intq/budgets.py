@@ -21,6 +21,12 @@ UNITS: dict[str, dict[str, float]] = {
     "latency": {"ms": 1e-3, "s": 1, "us": 1e-6, "µs": 1e-6},
     "memory": {"MB": 1e6, **_BYTES},
 }
+_SPELLED = {
+    "size": {unit: _BYTES[unit] for unit in ("GB", "MB", "kB", "B")},
+    "bops": {unit: _BOPS[unit] for unit in ("TBOPS", "GBOPS", "MBOPS", "BOPS")},
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "memory": {unit: _BYTES[unit] for unit in ("GB", "MB", "kB", "B")},
+}
 _PART = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?P<number>[0-9.]+(?:[eE][-+]?\d+)?)\s*(?P<unit>[^\W\d]*)\s*")
 
 
@@ -74,9 +80,13 @@ def limits(budgets: Mapping[str, Budget], costs: Mapping[str, float]) -> dict[st
     return {name: b.value * costs[name] if b.relative else b.value for name, b in budgets.items()}
 
 
-def spelled(name: str, value: float) -> str:
-    """A cost for people: ``7.5 MB``; of an unknown kind the number alone."""
-    if name not in UNITS:
-        return f"{value:.6g}"
-    unit, factor = next(iter(UNITS[name].items()))
-    return f"{value / factor:.6g} {unit}"
+def spelled(name: str, value: float, up: bool = False) -> str:
+    """A cost for people, ``7.5 MB``, to six digits, or with ``up`` the next larger number of six; a bare number where
+    the kind is unknown."""
+    units = _SPELLED.get(name, {"": 1.0})
+    unit = next((unit for unit, factor in units.items() if abs(value) >= factor), list(units)[-1])
+    scaled = value / units[unit]
+    if up and scaled > 0:
+        step = 10.0 ** (math.floor(math.log10(scaled)) - 5)
+        scaled = math.ceil(scaled / step * (1 - 1e-12)) * step
+    return f"{scaled:.6g} {unit}".strip()

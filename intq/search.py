@@ -288,12 +288,12 @@ def _unreachable(problem: Problem, budgets: Mapping[str, float], seconds: float)
     for name, limit in budgets.items():
         alone = _solve(problem, {}, name, seconds)
         least = value_of(alone, name)
-        line = f"{name} at most {spelled(name, limit)}, where the smallest reachable is {spelled(name, least)}"
+        line = f"{name} at most {spelled(name, limit)}, where {spelled(name, least, up=True)} is the smallest reachable"
         others = {other: value for other, value in budgets.items() if other != name}
         if others and fits(problem, alone, {name: limit}):
             together = _solve(problem, others, name, seconds)
             if together is not None:
-                line += f", or {spelled(name, value_of(together, name))} with the other budgets met"
+                line += f", or {spelled(name, value_of(together, name), up=True)} with the other budgets met"
         lines.append(line)
     return f"no plan meets the budgets: {'; '.join(lines)}; raise a budget or offer the layers fewer bits"
 
