@@ -1,6 +1,6 @@
 """What layers and networks cost at a precision: bytes, bit operations, latency and the memory of activations.
 
-    BOPS = multiplications x bits of the weights x bits of the inputs         (HAWQ-V3, Yao et al. 2021, section 5)
+    BOPS = multiplications x bits of the weights x bits of the inputs         (HAWQ-V3, Yao et al. 2021)
 
 so 8 bits by 8 cost 64 for each multiplication and 4 bits by 4 cost 16. The bytes are those of the artifact: weights
 packed to their bits, and for each output channel what rescales its sum.

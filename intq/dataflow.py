@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from intq.cost import Geometry, alive_together
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
+from intq.migrate import MOVED
 from intq.quantize import tied_groups
 from intq.search import Live
 from intq.value import bind_shape
@@ -41,6 +42,20 @@ def layers(graph: FloatGraph, sizes: Mapping[str, int] | None = None) -> dict[st
             places = math.prod(_bound(node.name, node.shape, sizes)) // shape[0]
             known = found.get(node.module, Geometry(0, ()))
             found[node.module] = Geometry(known.macs + places * math.prod(shape), (*known.shapes, shape))
+    return found
+
+
+def results(graph: FloatGraph) -> dict[str, str]:
+    """{value of the integer network: the layer that makes it}, by which measured times of nodes are times of layers.
+
+    A layer that ends in a curve has the name of the curve's result there (:func:`intq.widths.curve_arguments`), which
+    channels moved by powers of two change once more (:mod:`intq.migrate`).
+    """
+    users, curved, found = graph.users(), curve_arguments(graph), {}
+    for node in graph.nodes:
+        if node.op in CONTRACTIONS:
+            name = users[node.name][0].name if node.name in curved else node.name
+            found |= {name: node.module, name + MOVED: node.module}
     return found
 
 

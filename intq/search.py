@@ -1,8 +1,8 @@
 """Which layer gets which bits: the plan of least error within every budget at once, proven the best there is.
 
-Every layer i has choices c, each with its error Omega_i(c) (:mod:`intq.sensitivity`: mean Hessian trace times the
-squared change) and its costs. With x_ic = 1 for the choice that is taken, the integer linear program of HAWQ-V3
-(Yao et al. 2021, section 3.4), here with any number of budgets, is
+Every layer i has choices c, each with its error Omega_i(c), such as its mean Hessian trace times the squared change of
+its weights (HAWQ-V2, Dong et al. 2020), and its costs. With x_ic = 1 for the choice that is taken, the integer linear
+program of HAWQ-V3 (Yao et al. 2021), here with any number of budgets, is
 
     minimise  sum_ic Omega_i(c) x_ic
     so that   sum_c x_ic = 1                                    for every layer i
@@ -311,11 +311,12 @@ class _Program:
             self.of_layer.setdefault(name, []).append(column)
         self.integrality = np.array([1] * len(self.pairs) + [0])
         self.upper = np.ones(self.columns)  # 0: a choice that no budget has room for
+        self.most = max([1.0, *(float(sum(live.bytes(16) for live in moment)) for moment in problem.moments)])
 
     def objective(self, name: str) -> np.ndarray:
         """What is minimised, above the least of each layer."""
         if name == MEMORY:
-            return np.array([0.0] * len(self.pairs) + [1.0])
+            return np.array([0.0] * len(self.pairs) + [self.most])
         above, _ = self._above_least(self._coefficients(name))
         return np.append(above, 0.0)
 
@@ -356,13 +357,10 @@ class _Program:
         return found
 
     def below_peak(self) -> LinearConstraint:
-        """That the last column, in units of the most there can be, is no less than any moment's memory."""
+        """That the last column, in units of ``most``, is no less than any moment's memory."""
         rows, bases = zip(*self._moments(), strict=True)
-        most = max(1.0, max(float(row.sum()) + base for row, base in zip(rows, bases, strict=True)))
-        self.upper[-1] = most
-        factor = _SCALE / most
-        matrix = np.hstack([np.array(rows), -np.ones((len(rows), 1))]) * factor
-        return LinearConstraint(matrix, -np.inf, -factor * np.array(bases, np.float64))
+        matrix = np.hstack([np.array(rows) / self.most, -np.ones((len(rows), 1))])
+        return LinearConstraint(_SCALE * matrix, -np.inf, -_SCALE / self.most * np.array(bases))
 
     def _coefficients(self, name: str) -> np.ndarray:
         """What each choice adds to the error or to a cost."""
@@ -444,8 +442,9 @@ def problem_of(
     """The search over a network's layers (:func:`intq.dataflow.layers`).
 
     A choice's error is that of its weights and that of its inputs, which the Hessian's blocks add (HAWQ-V2, Dong et al.
-    2020, section 3): ``weight_errors[layer][bits] + input_errors[layer][bits]``. The bits that a layer is offered are
-    those that have errors; without input errors all inputs have 8 bits.
+    2020): ``weight_errors[layer][bits] + input_errors[layer][bits]``. The bits that a layer is offered are
+    those that have errors; without input errors all inputs have 8 bits. Layers that are tied read one value: each
+    brings its own error of reading it, or one of them the value's and the others 0.
     Raises IntqError when a layer has no errors, or a latency is missing.
     """
     input_errors = input_errors if input_errors is not None else {name: {8: 0.0} for name in layers}

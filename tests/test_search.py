@@ -134,7 +134,7 @@ def test_the_front_is_that_of_brute_force(problem, data):
         better = [p for p in plans if p.error <= point.error and p.costs[cost] <= point.costs[cost]]
         for plan in better:
             assert agree(problem, plan.error, point.error, "error")
-            assert agree(problem, plan.costs[cost], point.costs[cost], cost) or cost == "memory"
+            assert agree(problem, plan.costs[cost], point.costs[cost], cost)
     assert agree(problem, front[0].costs[cost], min(p.costs[cost] for p in plans), cost)
     assert agree(problem, front[-1].error, min(p.error for p in plans), "error")
     assert [p.costs[cost] for p in front] == sorted({p.costs[cost] for p in front})
