@@ -36,8 +36,8 @@ from intq.search import (
     assignment,
     fits,
     search,
+    slack,
     uniform_plan,
-    value_of,
 )
 
 Choices = dict[str, Choice]
@@ -87,8 +87,8 @@ def greedy(
     """Step by step down from the least error, the cheapest step in error first."""
     start, judge, descent = time.perf_counter(), _Judge(evaluate), _Descent(problem, budgets)
 
-    def cheapest(steps: list[_Step]) -> _Step:
-        return min(steps, key=lambda step: (step.error / step.relief, -step.relief))
+    def cheapest(steps: list[_Step], relief: np.ndarray) -> int:
+        return int(np.argmin(np.array([step.error for step in steps]) / relief))
 
     return judge.best([descent.run(descent.widest(), cheapest)], "greedy", seed, start)
 
@@ -106,7 +106,7 @@ def random(
     rng = np.random.default_rng(seed)
     draws = trials if evaluate is not None else 1
     plans = (
-        descent.run(descent.widest(), lambda steps: steps[int(rng.integers(len(steps)))]) for _ in range(max(1, draws))
+        descent.run(descent.widest(), lambda steps, relief: int(rng.integers(len(steps)))) for _ in range(max(1, draws))
     )
     return judge.best(plans, "random", seed, start)
 
@@ -219,22 +219,44 @@ class _Judge:
 
 @dataclass(frozen=True)
 class _Step:
-    """Narrower bits of a layer, or of what tied layers read: the error they add, how much nearer the budgets come."""
+    """Narrower bits of a layer, or of what tied layers read: the error that they add, and what they add to each row."""
 
     choices: Choices
     error: float
-    relief: float
+    added: np.ndarray
 
 
-@dataclass(frozen=True)
 class _Descent:
-    """Narrows plans until they are within the budgets. Raises IntqError at once when no plan is."""
+    """Narrows plans step by step until they are within the budgets.
 
-    problem: Problem
-    budgets: Mapping[str, float]
+    What plans are measured by are rows, as in the integer program: a budget is one, of memory one for each moment; each
+    choice adds its own numbers to them. Raises IntqError at once when no plan is within the budgets.
+    """
 
-    def __post_init__(self) -> None:
-        search(self.problem, self.budgets)
+    def __init__(self, problem: Problem, budgets: Mapping[str, float]):
+        search(problem, budgets)  # says what is reachable where nothing is
+        self.problem, self.budgets = problem, budgets
+        rows = [(name, number) for name in budgets for number in range(len(problem.moments) if name == MEMORY else 1)]
+        self.limits = np.array([budgets[name] + slack(problem, name, budgets[name]) for name, _ in rows])
+        # each budget counts relative to itself, memory as the mean over its moments
+        units = [abs(budgets[name]) * (len(problem.moments) if name == MEMORY else 1) for name, _ in rows]
+        self.weights = np.array([1 / unit if unit else 1.0 for unit in units])
+        self.base = np.array([self._fixed(name, number) for name, number in rows], np.float64)
+        self.rows = {
+            (layer.name, choice.bits): np.array([self._adds(layer.name, choice, *row) for row in rows], np.float64)
+            for layer in problem.layers
+            for choice in layer.choices
+        }
+
+    def _fixed(self, row: str, number: int) -> float:
+        if row == MEMORY:
+            return sum(live.bytes(8) for live in self.problem.moments[number] if not live.layer)
+        return self.problem.base.get(row, 0)
+
+    def _adds(self, name: str, choice: Choice, row: str, number: int) -> float:
+        if row == MEMORY:
+            return sum(live.bytes(choice.input_bits) for live in self.problem.moments[number] if live.layer == name)
+        return choice.error if row == ERROR else choice.costs[row]
 
     def widest(self) -> Choices:
         choices = {}
@@ -244,63 +266,66 @@ class _Descent:
                 choices[name] = offered[max(offered)]
         return choices
 
-    def run(self, choices: Choices, choose: Callable[[list[_Step]], _Step]) -> Assignment:
-        """Down by the steps that `choose` takes from all those that bring the plan nearer to the budgets."""
-        while not fits(self.problem, plan := assignment(self.problem, choices), self.budgets):
-            steps = [step for group in range(len(self.problem.groups)) for step in self._steps(choices, group)]
-            choices = choices | choose(steps or self._stuck(plan)).choices
-        return plan
+    def run(self, choices: Choices, choose: Callable[[list[_Step], np.ndarray], int]) -> Assignment:
+        """Down by the steps whose number ``choose(steps, relief)`` gives, of those that bring the plan nearer."""
+        totals, groups = self._totals(choices), range(len(self.problem.groups))
+        steps = [list(self._steps(choices, group)) for group in groups]
+        while (excess := self._excess(totals)) > 0:
+            every = [(group, step) for group in groups for step in steps[group]]
+            added = np.array([step.added for _, step in every]).reshape(len(every), len(totals))
+            relief = excess - self._excess(totals + added)
+            nearer = np.flatnonzero(relief > 0)
+            if not len(nearer):
+                self._stuck(choices)
+            group, step = every[nearer[choose([every[at][1] for at in nearer], relief[nearer])]]
+            choices, totals = choices | step.choices, totals + step.added
+            steps[group] = list(self._steps(choices, group))
+        return assignment(self.problem, choices)
 
     def run_in_order(self, choices: Choices) -> Assignment:
         """Down group by group from the first, one step each, and again."""
-        while True:
+        totals, before = self._totals(choices), None
+        while (excess := self._excess(totals)) > 0:
+            if choices == before:
+                self._stuck(choices)
             before = choices
             for group in range(len(self.problem.groups)):
-                if fits(self.problem, plan := assignment(self.problem, choices), self.budgets):
-                    return plan
-                for step in self._steps(choices, group)[:1]:
-                    choices = choices | step.choices
-            if choices == before:
-                self._stuck(plan)
+                for step in self._steps(choices, group):
+                    if excess > 0 and self._excess(totals + step.added) < excess:
+                        choices, totals = choices | step.choices, totals + step.added
+                        excess = self._excess(totals)
+                        break
+        return assignment(self.problem, choices)
 
-    def _steps(self, choices: Choices, group: int) -> list[_Step]:
-        """The narrower bits of one group that bring the plan nearer to the budgets, weights first."""
-        found, before = [], self._excess(choices)
-        for change in self._narrower(choices, group):
-            relief = before - self._excess(choices | change)
-            if relief > 0:
-                error = sum(change[name].error - choices[name].error for name in change)
-                found.append(_Step(change, error, relief))
-        return found
+    def _totals(self, choices: Choices) -> np.ndarray:
+        return self.base + sum(self.rows[name, choice.bits] for name, choice in choices.items())
 
-    def _narrower(self, choices: Choices, number: int) -> Iterator[Choices]:
+    def _excess(self, totals: np.ndarray) -> np.ndarray:
+        """By how much the budgets are exceeded; of several plans, one in each row of ``totals``."""
+        return (np.maximum(totals - self.limits, 0) * self.weights).sum(-1)
+
+    def _steps(self, choices: Choices, number: int) -> Iterator[_Step]:
+        """To the next narrower weights of each layer of a group, and to its next narrower inputs."""
         group = self.problem.groups[number]
         width = choices[group.layers[0]].input_bits
         for name in group.layers:
             offered = _weights(self.problem, name, width)
             if below := [bits for bits in offered if bits < choices[name].weight_bits]:
-                yield {name: offered[max(below)]}
+                yield self._step(choices, {name: offered[max(below)]})
         if below := [bits for bits in group.widths if bits < width]:
             change = {}
             for name in group.layers:
                 offered, bits = _weights(self.problem, name, max(below)), choices[name].weight_bits
                 change[name] = offered[min(offered, key=lambda each: (abs(each - bits), each))]
-            yield change
+            yield self._step(choices, change)
 
-    def _excess(self, choices: Choices) -> float:
-        """By how much the budgets are exceeded, each relative to itself; of memory at every moment."""
-        plan, excess = assignment(self.problem, choices), 0.0
-        for name, limit in self.budgets.items():
-            unit = abs(limit) or 1.0
-            if name == MEMORY:
-                for moment in self.problem.moments:
-                    taken = sum(live.bytes(choices[live.layer].input_bits if live.layer else 8) for live in moment)
-                    excess += max(0.0, taken - limit) / unit / len(self.problem.moments)
-            else:
-                excess += max(0.0, value_of(plan, name) - limit) / unit
-        return excess
+    def _step(self, choices: Choices, change: Choices) -> _Step:
+        error = sum(choice.error - choices[name].error for name, choice in change.items())
+        added = sum(self.rows[name, c.bits] - self.rows[name, choices[name].bits] for name, c in change.items())
+        return _Step(change, error, added)
 
-    def _stuck(self, plan: Assignment):
+    def _stuck(self, choices: Choices):
+        plan = assignment(self.problem, choices)
         over = [name for name, limit in self.budgets.items() if not fits(self.problem, plan, {name: limit})]
         raise IntqError(
             f"narrowing layer by layer found no plan within the budgets ({', '.join(over)} remains too large), "

@@ -16,9 +16,13 @@ interchangeable: the smallest network within an error is ``search(problem, {"err
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -263,13 +267,14 @@ def _solve(problem: Problem, budgets: Mapping[str, float], minimize: str, second
         return None
     objective = np.where(program.upper > 0, program.objective(minimize), 0.0)
     unit = float(objective.max()) / _SCALE or 1.0
-    result = milp(
-        objective / unit,
-        integrality=program.integrality,
-        bounds=Bounds(np.zeros(program.columns), program.upper),
-        constraints=[*program.structure(), *limits, *([program.below_peak()] if minimize == MEMORY else [])],
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
-    )
+    with _quiet():
+        result = milp(
+            objective / unit,
+            integrality=program.integrality,
+            bounds=Bounds(np.zeros(program.columns), program.upper),
+            constraints=[*program.structure(), *limits, *([program.below_peak()] if minimize == MEMORY else [])],
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        )
     if result.x is None:
         if result.status != 2:  # out of time or in trouble: no proof that there is no plan
             raise IntqError(f"the solver found no plan in {seconds:.0f} s ({result.message}); give it longer")
@@ -280,6 +285,28 @@ def _solve(problem: Problem, budgets: Mapping[str, float], minimize: str, second
     open_by = result.fun - result.mip_dual_bound  # in millionths of the largest coefficient
     gap = open_by * unit / abs(found.objective) if open_by > _SCALE * SLACK and found.objective else 0.0
     return replace(found, gap=gap)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps C's standard output out of ours, which is for answers: HiGHS has a line that it prints unasked."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, AttributeError, ValueError):  # there is no standard output
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(nothing)
+        os.close(kept)
 
 
 def _unreachable(problem: Problem, budgets: Mapping[str, float], seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import time
 
 import published
@@ -266,6 +268,20 @@ def test_malformed_problems():
     error("no input bits in common", (one, Layer("b", (Choice(8, 4, 0.0, {"size": 1.0}),))), (("a", "b"),))
     with pytest.raises(IntqError, match="2 points or more"):
         pareto(simple(), "size", points=1)
+
+
+def test_the_solver_prints_nothing():
+    """What C prints while it runs is lost, what is printed before and after is not."""
+    code = (
+        "import ctypes\n"
+        "from intq.search import _quiet\n"
+        "puts = ctypes.CDLL(None).puts\n"
+        "print('one', end=' ')\nputs(b'two')\n"
+        "with _quiet():\n    puts(b'three')\n"
+        "puts(b'four')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["one", "two", "four"]
 
 
 # ---- building a problem ------------------------------------------------------------------------------------------
