@@ -26,19 +26,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from intq.errors import IntqError
-from intq.search import (
-    ERROR,
-    MEMORY,
-    Assignment,
-    Choice,
-    Evaluate,
-    Problem,
-    assignment,
-    fits,
-    search,
-    slack,
-    uniform_plan,
-)
+from intq.problem import ERROR, MEMORY, Assignment, Choice, Evaluate, Problem, assignment, fits, slack, uniform_plan
+from intq.search import search
 
 Choices = dict[str, Choice]
 

@@ -24,8 +24,8 @@ from intq.cost import Geometry, alive_together
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode
 from intq.migrate import MOVED
+from intq.problem import Live
 from intq.quantize import tied_groups
-from intq.search import Live
 from intq.value import bind_shape
 from intq.widths import curve_arguments, wide_values
 

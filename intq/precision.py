@@ -16,7 +16,7 @@ from typing import Any
 from intq.cost import Geometry
 from intq.documents import listed, number, numbers, read_document, table, text, whole, write_document
 from intq.errors import IntqError
-from intq.search import Assignment
+from intq.problem import Assignment
 
 FORMAT, VERSION = "intq-plan", 1
 WEIGHT_BITS, INPUT_BITS = (2, 4, 8, 16), (4, 8, 16)

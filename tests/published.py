@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from intq.search import Assignment, Choice, Layer, Problem, assignment, uniform_plan
+from intq.problem import Assignment, Choice, Layer, Problem, assignment, uniform_plan
 
 NETWORKS = json.loads((Path(__file__).parent / "data" / "hawq_v3_t4.json").read_text())["networks"]
 PARAMETERS = {"resnet18": 2**20, "resnet50": 1e6}  # the unit of the column

@@ -5,7 +5,8 @@ import pytest
 
 from intq.baselines import METHODS
 from intq.errors import IntqError
-from intq.search import Choice, Layer, Problem, fits, search, uniform_plan
+from intq.problem import Choice, Layer, Problem, fits, uniform_plan
+from intq.search import search
 
 BLACK_BOXES = ("evolution", "tpe")
 

@@ -30,7 +30,7 @@ from intq.cost import (
 )
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
-from intq.search import uniform_plan
+from intq.problem import uniform_plan
 from intq.value import Value
 
 # The first and the last layer, which the published lists leave out: ResNet's 7x7 and its classifier with its bias.

@@ -12,8 +12,9 @@ from intq.capture import capture
 from intq.cost import network_cost, peak_memory, products
 from intq.dataflow import input_readers, layers, moments, results, ties
 from intq.errors import IntqError
+from intq.problem import Choice, Layer, Problem
 from intq.quantize import quantize
-from intq.search import Choice, Layer, Problem, search
+from intq.search import search
 from intq.simplify import simplify
 from intq.vision.models import architecture
 from intq.vision.synthetic import random_images, random_model

@@ -22,8 +22,9 @@ ROOMS = (
     {"intq.bounds"},
     {"intq.graph"},
     {"intq.artifact", "intq.cost"},
-    {"intq.search"},
-    {"intq.baselines", "intq.precision"},
+    {"intq.problem"},
+    {"intq.search", "intq.precision"},
+    {"intq.baselines"},
     {"intq.functions", "intq.backends"},
     {
         "intq.frontend",

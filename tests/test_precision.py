@@ -17,7 +17,8 @@ from intq.baselines import METHODS
 from intq.cost import Geometry
 from intq.errors import IntqError
 from intq.precision import Precision, PrecisionPlan, plan_of, read_plan, write_plan
-from intq.search import problem_of, search
+from intq.problem import problem_of
+from intq.search import search
 
 LAYERS = {
     "conv1": Geometry(1000, ((8, 3, 3, 3),)),

@@ -14,20 +14,8 @@ from hypothesis import strategies as st
 from intq.baselines import METHODS
 from intq.cost import Geometry, Latencies
 from intq.errors import IntqError
-from intq.search import (
-    Assignment,
-    Choice,
-    Layer,
-    Live,
-    Problem,
-    assignment,
-    fits,
-    pareto,
-    problem_of,
-    search,
-    uniform_plan,
-    value_of,
-)
+from intq.problem import Assignment, Choice, Layer, Live, Problem, assignment, fits, problem_of, uniform_plan, value_of
+from intq.search import pareto, search
 
 # ---- problems and their plans, one by one ------------------------------------------------------------------------
 
