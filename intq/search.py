@@ -84,7 +84,7 @@ def _solve(problem: Problem, budgets: Mapping[str, float], minimize: str, second
             options={"mip_rel_gap": 0.0, "time_limit": seconds},
         )
     if result.x is None:
-        if result.status != 2:  # out of time or in trouble: no proof that there is no plan
+        if "nfeasible" not in result.message:  # out of time or in trouble: no proof that there is no plan
             raise IntqError(f"the solver found no plan in {seconds:.0f} s ({result.message}); give it longer")
         return None
     found = assignment(problem, program.choices(result.x), method="ilp", minimized=minimize)

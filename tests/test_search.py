@@ -10,7 +10,9 @@ import published
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 
+import intq.search
 from intq.baselines import METHODS
 from intq.cost import Geometry, Latencies
 from intq.errors import IntqError
@@ -202,6 +204,23 @@ def test_says_the_smallest_reachable():
         IntqError, match="there is no 'bops' to minimise or to limit here; there is error, size, latency"
     ):
         search(simple(), {"bops": 1.0})
+
+
+def test_a_solver_that_ran_out_of_time(monkeypatch):
+    whole = intq.search.milp
+
+    def stopped(*args, **kwargs):
+        found = whole(*args, **kwargs)
+        found.mip_dual_bound = 0.5 * found.fun
+        return found
+
+    monkeypatch.setattr("intq.search.milp", stopped)
+    found = search(simple(), {"size": 7e6})
+    # 2.7 above the least of each layer, 0.3 together; half of that is what the solver would still have to rule out
+    assert found.error == pytest.approx(3.0) and found.gap == pytest.approx(0.45)
+    monkeypatch.setattr("intq.search.milp", lambda *_, **__: OptimizeResult(x=None, status=1, message="Time limit."))
+    with pytest.raises(IntqError, match=r"the solver found no plan in 600 s \(Time limit\.\); give it longer"):
+        search(simple(), {"size": 7e6})
 
 
 def test_what_no_choice_changes_counts():
