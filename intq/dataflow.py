@@ -88,7 +88,8 @@ def moments(
     residual stream of 16 bits, scores) are so here; the copies of a value for narrower readers are left out.
     """
     live = _live(graph, sizes or {}, residual_bits)
-    curved = {node.name: node for node in graph.nodes if node.name in curve_arguments(graph)}
+    ends = curve_arguments(graph)
+    curved = {node.name: node for node in graph.nodes if node.name in ends}
     steps = []  # a layer that ends in a curve makes the curve's result
     for node in graph.nodes:
         if node.name not in curved:
@@ -102,24 +103,18 @@ def moments(
 
 def _live(graph: FloatGraph, sizes: Mapping[str, int], residual_bits: int) -> dict[str, Live]:
     """Every value's size, the layer that decides its width, and its bytes whatever that layer reads."""
-    wide, makers = wide_values(graph, frozenset(), residual_bits == 16), {n.name: n for n in graph.nodes}
+    shapes, real = graph.shapes(), graph.real()
+    wide = wide_values(graph, frozenset(), residual_bits == 16)
+    int16 = wide | ({graph.input} if graph.reads_samples else set())
+    int32 = {graph.output, *(node.name for node in graph.nodes if node.op == "relative")}
+    int32 |= {graph.input} if graph.reads_tokens else set()
     found = {}
-    for names in [*tied_groups(graph), *([name] for name in graph.shapes() if name not in graph.real())]:
+    for names in [*tied_groups(graph), *([name] for name in shapes if name not in real)]:
         readers = [node.module for name in names for node in _contractions_reading(graph, name)]
-        least = 2 if wide.intersection(names) or (graph.reads_samples and graph.input in names) else 1
-        if graph.output in names or any(_is_scores(makers.get(name)) for name in names):
-            least = 4
-        if graph.reads_tokens and graph.input in names:
-            least = 4
         chosen = readers[0] if readers and graph.input not in names else ""
-        for name in names:
-            elements = math.prod(_bound(name, graph.shapes()[name], sizes))
-            found[name] = Live(elements, chosen, least)
+        least = 4 if int32.intersection(names) else 2 if int16.intersection(names) else 1
+        found |= {name: Live(math.prod(_bound(name, shapes[name], sizes)), chosen, least) for name in names}
     return found
-
-
-def _is_scores(node: FloatNode | None) -> bool:
-    return node is not None and node.op == "relative"
 
 
 def _contractions_reading(graph: FloatGraph, name: str) -> list[FloatNode]:
