@@ -200,6 +200,8 @@ def test_state_dict_files(name, tmp_path):
         (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 100, width=8, stem=3), (32, 32), 3),
         (lambda: MobileNetV2(4, 0.35), (224, 224), 3),
         (lambda: architecture("small_mobilenet_v2").build(10), (28, 28), 1),
+        (lambda: architecture("small_squeezenext").build(10), (28, 28), 1),
+        (lambda: architecture("small_inception").build(10), (28, 28), 1),
     ],
 )
 def test_input_follows_from_the_shapes(model, size, channels, tmp_path):

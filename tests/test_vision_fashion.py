@@ -31,8 +31,9 @@ def cache(tmp_path):
     return tmp_path
 
 
-def test_trains_once_and_compares(cache, root):
-    command = [root / "scripts" / "train_fashion", "--models", "small_resnet", "--epochs", "1"]
+@pytest.mark.parametrize("name", ["small_resnet", "small_squeezenext", "small_inception"])
+def test_trains_once_and_compares(name, cache, root):
+    command = [root / "scripts" / "train_fashion", "--models", name, "--epochs", "1"]
     command += ["--samples", "16", "--threads", "1", "--json"]
     environment = {**os.environ, "INTQ_CACHE": str(cache)}
     results = []
@@ -43,7 +44,7 @@ def test_trains_once_and_compares(cache, root):
         assert ("epoch 1 of 1" in run.stderr) == (len(results) == 1)
     (row,) = results[0]
     assert results[1] == [row]
-    assert (row["model"], row["examples"]) == ("small_resnet", 60)
+    assert (row["model"], row["examples"]) == (name, 60)
     assert row["difference"] == pytest.approx(100 * (row["int8"] - row["float"]))
     (trained,) = (cache / "fashion-models").iterdir()
     assert load(trained).input_size == (28, 28)

@@ -6,9 +6,10 @@ import torch
 
 from intq.errors import IntqError
 from intq.vision.models import ARCHITECTURES, architecture, from_state_dict
-from intq.vision.models.inception import MEAN, STD, inception_v3
+from intq.vision.models.inception import MEAN, STD, inception_v3, small_inception
 from intq.vision.models.mobilenet import MobileNetV2
 from intq.vision.models.resnet import BasicBlock, Bottleneck, ResNet
+from intq.vision.models.squeezenext import SqueezeNext
 from intq.vision.synthetic import random_images, random_model
 
 # Parameters of torchvision's, pytorchcv's and efficientnet-lite-pytorch's definitions (InceptionV3 without AuxLogits).
@@ -20,6 +21,8 @@ PARAMETERS = {
     "mobilenet_v2": 3_504_872,
     "inception_v3": 23_834_568,
     "squeezenext": 724_056,
+    "small_squeezenext": 127_642,
+    "small_inception": 170_266,
     "efficientnet_lite0": 4_652_008,
     "vit-base-16": 86_567_656,
     "deit-small-16": 22_050_664,
@@ -62,6 +65,9 @@ def test_recognition(name):
         ("mobilenet_v2", lambda: MobileNetV2(11, 0.35)),
         ("mobilenet_v2", lambda: MobileNetV2(1000, 1.4)),
         ("mobilenet_v2", lambda: MobileNetV2(5, 0.75, channels=1)),
+        ("squeezenext", lambda: SqueezeNext(7, 1, (1, 2, 3, 1), 0.5)),
+        ("small_squeezenext", lambda: SqueezeNext(100, 3, (1, 2, 1), stem=3)),
+        ("small_inception", lambda: small_inception(100, 3)),
     ],
 )
 def test_variants_are_recognised_by_their_shapes(name, model):
@@ -86,7 +92,9 @@ def test_inception_transforms_its_input():
         torch.testing.assert_close(transforming((pixels - mean) / std), plain((pixels - 0.5) / 0.5))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenext", "small_resnet"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "squeezenext", "small_resnet", "small_squeezenext", "small_inception"]
+)
 def test_random_models_are_reproducible_and_alive(name):
     known = architecture(name)
     before = torch.random.get_rng_state()

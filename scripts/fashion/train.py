@@ -25,7 +25,7 @@ from intq.vision.evaluate import evaluate
 from intq.vision.formats import read_idx
 from intq.vision.models import architecture
 
-EPOCHS = {"small_resnet": 4, "small_mobilenet_v2": 4}
+EPOCHS = {"small_resnet": 4, "small_mobilenet_v2": 4, "small_squeezenext": 4, "small_inception": 4}
 BATCH = 128
 
 

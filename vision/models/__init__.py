@@ -62,6 +62,8 @@ ARCHITECTURES = {
         Architecture("deit-small-16", vit.vit(384, 12, 6), _imagenet(256, 224, interpolation="bicubic")),
         Architecture("small_resnet", resnet.small_resnet, _small(1), classes=10),
         Architecture("small_mobilenet_v2", mobilenet.small_mobilenet_v2, _small(1), classes=10),
+        Architecture("small_squeezenext", squeezenext.small_squeezenext, _small(1), classes=10),
+        Architecture("small_inception", inception.small_inception, _small(1), classes=10),
     )
 }
 FAMILIES = (resnet, mobilenet, inception, squeezenext, efficientnet_lite)

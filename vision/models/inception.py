@@ -1,4 +1,4 @@
-"""InceptionV3 (Szegedy et al., 2015) under torchvision's state-dict keys, without the auxiliary classifier.
+"""InceptionV3 (Szegedy et al., 2015) under torchvision's state-dict keys, no auxiliary classifier; and a small one.
 
 The auxiliary classifier (`AuxLogits.*` in checkpoints) only helps training; inference never computes it.
 """
@@ -185,8 +185,73 @@ def inception_v3(classes: int = 1000, transform_input: bool = False) -> Inceptio
     return InceptionV3(classes, transform_input)
 
 
-def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, InceptionV3] | None:
-    """InceptionV3 (name, untrained network) for these weights, or None when the keys are not its."""
-    if not {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch1x1.conv.weight", "fc.weight"} <= set(state):
+class SmallInceptionA(nn.Module):
+    """Four branches of `width` channels side by side: a 1x1, a 3x3, two 3x3, and an average followed by a 1x1."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.branch1x1 = BasicConv2d(inputs, width, 1)
+        self.branch3x3_1 = BasicConv2d(inputs, width, 1)
+        self.branch3x3_2 = BasicConv2d(width, width, 3, padding=1)
+        self.branch3x3dbl_1 = BasicConv2d(inputs, width, 1)
+        self.branch3x3dbl_2 = BasicConv2d(width, width, 3, padding=1)
+        self.branch3x3dbl_3 = BasicConv2d(width, width, 3, padding=1)
+        self.branch_pool = BasicConv2d(inputs, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        three = self.branch3x3_2(self.branch3x3_1(x))
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        pooled = self.branch_pool(avg_pool2d(x, 3, 1, 1))
+        return torch.cat([self.branch1x1(x), three, double, pooled], 1)
+
+
+class SmallInceptionB(nn.Module):
+    """Half the height and width: a 3x3 and two 3x3 of `width` channels each, and the maxima of the input."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.branch3x3 = BasicConv2d(inputs, width, 3, 2, 1)
+        self.branch3x3dbl_1 = BasicConv2d(inputs, width, 1)
+        self.branch3x3dbl_2 = BasicConv2d(width, width, 3, padding=1)
+        self.branch3x3dbl_3 = BasicConv2d(width, width, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch3x3(x), double, max_pool2d(x, 3, 2, 1)], 1)
+
+
+class SmallInception(nn.Module):
+    """Images (n, channels, h, w), 28 x 28 or 32 x 32, to logits (n, classes): blocks at two sizes."""
+
+    def __init__(self, classes: int = 10, channels: int = 1):
+        super().__init__()
+        self.Conv2d_1a_3x3 = BasicConv2d(channels, 32, 3, padding=1)
+        self.maxpool1 = nn.MaxPool2d(3, 2, 1)
+        self.Mixed_2a = SmallInceptionA(32, 16)
+        self.Mixed_2b = SmallInceptionA(64, 16)
+        self.Mixed_3a = SmallInceptionB(64, 32)
+        self.Mixed_3b = SmallInceptionA(128, 32)
+        self.Mixed_3c = SmallInceptionA(128, 40)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(160, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool1(self.Conv2d_1a_3x3(x))
+        x = self.Mixed_3a(self.Mixed_2b(self.Mixed_2a(x)))
+        x = self.Mixed_3c(self.Mixed_3b(x))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def small_inception(classes: int = 10, channels: int = 1) -> SmallInception:
+    """Five blocks of branches, for images of 28 x 28 or 32 x 32: 0.17 million parameters."""
+    return SmallInception(classes, channels)
+
+
+def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, InceptionV3 | SmallInception] | None:
+    """The Inception (name, untrained network) for these weights, or None when the keys are not one's."""
+    if not {"Conv2d_1a_3x3.conv.weight", "fc.weight"} <= set(state):
         return None
-    return "inception_v3", InceptionV3(len(state["fc.weight"]))
+    classes, channels = len(state["fc.weight"]), state["Conv2d_1a_3x3.conv.weight"].shape[1]
+    if "Mixed_3c.branch1x1.conv.weight" in state:
+        return "small_inception", small_inception(classes, channels)
+    return ("inception_v3", InceptionV3(classes)) if "Mixed_7c.branch1x1.conv.weight" in state else None

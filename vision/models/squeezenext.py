@@ -1,4 +1,7 @@
-"""SqueezeNext (Gholami et al., 2018), 1.0-SqNxt-23, under the state-dict keys of pytorchcv, whose weights HAWQ used."""
+"""SqueezeNext (Gholami et al., 2018), 1.0-SqNxt-23, under the state-dict keys of pytorchcv, whose weights HAWQ used.
+
+A 3x3 first convolution makes the small stem for 28x28 and 32x32 images: stride 1 before the pooling.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -42,11 +45,11 @@ class Unit(nn.Module):
 
 
 class Stem(nn.Module):
-    """A 7x7 convolution and a 3x3 maximum, both of stride 2."""
+    """A convolution, 7x7 of stride 2 or 3x3 of stride 1, and a 3x3 maximum of stride 2."""
 
-    def __init__(self, channels: int, outputs: int):
+    def __init__(self, channels: int, outputs: int, kernel: int):
         super().__init__()
-        self.conv = ConvBlock(channels, outputs, 7, 2, 1)
+        self.conv = ConvBlock(channels, outputs, kernel, 2 if kernel == 7 else 1, 1)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,15 +57,23 @@ class Stem(nn.Module):
 
 
 class SqueezeNext(nn.Module):
-    """Images (n, channels, h, w) to logits (n, classes); `depths` units in stages of 32, 64, 128 and 256 channels."""
+    """Images (n, channels, h, w) to logits (n, classes); `depths` units in stages of 32, 64, 128 and 256 channels.
+
+    width: a factor on every number of channels; stem: the first kernel, 7 or 3.
+    """
 
     def __init__(
-        self, classes: int = 1000, channels: int = 3, depths: Sequence[int] = (6, 6, 8, 1), width: float = 1.0
+        self,
+        classes: int = 1000,
+        channels: int = 3,
+        depths: Sequence[int] = (6, 6, 8, 1),
+        width: float = 1.0,
+        stem: int = 7,
     ):
         super().__init__()
         inputs = int(64 * width)
         self.features = nn.Sequential()
-        self.features.add_module("init_block", Stem(channels, inputs))
+        self.features.add_module("init_block", Stem(channels, inputs, stem))
         for stage, depth in enumerate(depths):
             units, outputs = nn.Sequential(), int((32 << stage) * width)
             for index in range(depth):
@@ -82,15 +93,22 @@ def squeezenext(classes: int = 1000) -> SqueezeNext:
     return SqueezeNext(classes)
 
 
+def small_squeezenext(classes: int = 10, channels: int = 1) -> SqueezeNext:
+    """Two units a stage at 32, 64 and 128 channels, for images of 28 x 28 or 32 x 32: 0.13 million parameters."""
+    return SqueezeNext(classes, channels, (2, 2, 2), stem=3)
+
+
 def from_state_dict(state: Mapping[str, Tensor]) -> tuple[str, SqueezeNext] | None:
     """The SqueezeNext (name, untrained network) whose shapes these are, or None when the keys are not one's."""
-    if not {"features.init_block.conv.conv.weight", "features.stage1.unit1.conv1.conv.weight"} <= set(state):
+    needed = {"features.init_block.conv.conv.weight", "features.stage1.unit1.conv1.conv.weight", "output.weight"}
+    if not needed <= set(state):
         return None
-    depths = [0, 0, 0, 0]
-    for stage in range(4):
-        while f"features.stage{stage + 1}.unit{depths[stage] + 1}.conv1.conv.weight" in state:
-            depths[stage] += 1
-    stem = state["features.init_block.conv.conv.weight"]
-    if "output.weight" not in state or 0 in depths:
-        return None
-    return "squeezenext", SqueezeNext(len(state["output.weight"]), stem.shape[1], depths, len(stem) / 64)
+    depths = []
+    while f"features.stage{len(depths) + 1}.unit1.conv1.conv.weight" in state:
+        prefix, depth = f"features.stage{len(depths) + 1}", 1
+        while f"{prefix}.unit{depth + 1}.conv1.conv.weight" in state:
+            depth += 1
+        depths.append(depth)
+    width, channels, kernel, _ = state["features.init_block.conv.conv.weight"].shape
+    name = "squeezenext" if kernel == 7 else "small_squeezenext"
+    return name, SqueezeNext(len(state["output.weight"]), channels, depths, width / 64, kernel)
