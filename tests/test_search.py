@@ -144,6 +144,9 @@ def test_finds_each_published_plan_or_a_better_one(network, plan):
     assert fits(problem, theirs, {name: limit})  # what their budgets mean
     ours = search(problem, {name: limit})
     assert fits(problem, ours, {name: limit}) and ours.gap == 0
+    at_no_more_cost = search(problem, {name: theirs.costs[name]})
+    assert at_no_more_cost.costs[name] <= theirs.costs[name] * (1 + 1e-9)
+    assert at_no_more_cost.error <= theirs.error * (1 + 1e-9)
     if (network, plan) == ("resnet50", "modelsize_0.25"):
         assert ours.error == pytest.approx(0.074949, abs=1e-6) and theirs.error == pytest.approx(0.083110, abs=1e-6)
     else:
