@@ -15,7 +15,7 @@ from intq.bench import bench as measure
 from intq.console import Answer, step
 from intq.errors import IntqError
 from intq.evaluation import glue, measured
-from intq.networks import compiled, integer_network, layer_bits, network_of, opened, refuse_options
+from intq.networks import compiled, integer_network, network_of, opened, planned_bits, refuse_options
 from intq.options import (
     Audio,
     Batch,
@@ -40,6 +40,7 @@ from intq.options import (
     Method,
     Output,
     Pair,
+    PlanFile,
     Random,
     ResidualBits,
     Rounding,
@@ -71,6 +72,7 @@ def quantize(
     method: Method = "mse",
     rounding: Rounding = "gptq",
     functions: Functions = None,
+    plan: PlanFile = None,
     bits: Bits = None,
     weight_bits: WeightBits = None,
     residual_bits: ResidualBits = None,
@@ -109,12 +111,14 @@ def quantize(
             "--zero-shot"
         )
     options = {"method": method, "rounding": rounding, "functions": functions, "residual_bits": residual_bits}
-    options |= {"bits": layer_bits(bits, "--bits"), "weight_bits": layer_bits(weight_bits, "--weight-bits")}
+    options |= planned_bits(plan, bits, weight_bits)
     options = {name: value for name, value in options.items() if value}
     domain, checkpoint = opened(source, seed, random=random, task=task, labels=labels)
     refuse_options(domain, task=task)
     given = ({"task": task} if task else {}) | ({"zero_shot": True} if zero_shot else {})
-    graph = integer_network(domain, checkpoint, data, seed, random=random, samples=samples, **given, **options)
+    graph = integer_network(
+        domain, checkpoint, data, seed, random=random, samples=samples, plan=plan, **given, **options
+    )
     proof = graph.verify()
     weights = [n.constants[name] for n in graph.nodes for name in WEIGHTS & n.constants.keys()]
     distinct = {hashlib.sha256(array.tobytes()).digest(): array.size for array in weights}  # two bytes read the same

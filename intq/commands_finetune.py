@@ -6,7 +6,7 @@ from intq import artifact, show
 from intq.app import check_output, command, use_threads
 from intq.console import Answer
 from intq.errors import IntqError
-from intq.networks import layer_bits, opened, refuse_options
+from intq.networks import check_of, opened, planned_bits, refuse_options
 from intq.options import (
     Bits,
     Checkpoint,
@@ -104,8 +104,7 @@ def finetune(
     other = None
     if teacher:
         other = checkpoint if teacher == source else opened(teacher, seed, task=task)[1]
-    options = {"bits": layer_bits(bits, "--bits"), "weight_bits": layer_bits(weight_bits, "--weight-bits")}
-    options |= {"rounding": rounding}
+    options = planned_bits(plan, bits, weight_bits) | {"rounding": rounding}
     outcome = tuning.tuned(
         domain,
         checkpoint,
@@ -117,6 +116,7 @@ def finetune(
         teacher=other,
         samples=samples,
         limit=limit,
+        check=check_of(plan, checkpoint.name),
         options={name: value for name, value in options.items() if value},
     )
     with artifact.new_folder(output, overwrite=force) as new:

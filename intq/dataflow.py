@@ -30,6 +30,16 @@ from intq.value import bind_shape
 from intq.widths import curve_arguments, wide_values
 
 
+def shapes(graph: FloatGraph) -> dict[str, Geometry]:
+    """The layers by module path with the shapes of their weights alone, whatever the sizes of inputs."""
+    found: dict[str, Geometry] = {}
+    for node in graph.nodes:
+        if node.op in CONTRACTIONS:
+            known = found.get(node.module, Geometry(0, ()))
+            found[node.module] = Geometry(0, (*known.shapes, tuple(node.parameters["weight"].shape)))
+    return found
+
+
 def layers(graph: FloatGraph, sizes: Mapping[str, int] | None = None) -> dict[str, Geometry]:
     """The layers that have weights, in order, by module path; nodes of one module are one layer, as for the quantizer.
 

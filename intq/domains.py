@@ -40,6 +40,8 @@ from intq import pretrained
 from intq.errors import IntqError
 from intq.graph import Graph
 
+Progress = Callable[[str, int, int], None]
+
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # files of weights, which a hub id never ends in
 DOMAINS = ("vision", "nlp", "speech")
 
@@ -53,11 +55,12 @@ class Prepared:
     options: Mapping[str, Any]
     complete: Callable[[Graph], Graph]
 
-    def quantize(self, progress: Callable[[str, int, int], None] | None = None) -> Graph:
-        """The integer network, with all that its raw input and its answer need."""
-        from intq.quantize import quantize
+    def quantize(self, progress: Progress | None = None, check: Callable[[Any], None] | None = None) -> Graph:
+        """The integer network, with all that its raw input and its answer need; `check` may refuse the float graph."""
+        from intq.quantize import observe, quantized
 
-        return self.complete(quantize(self.model, self.samples, progress=progress, **self.options))
+        seen = observe(self.model, self.samples, progress=progress, check=check, **self.options)
+        return self.complete(quantized(seen, progress))
 
 
 def domain(name: str) -> ModuleType:

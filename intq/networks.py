@@ -16,6 +16,7 @@ from intq import artifact, domains
 from intq.console import step
 from intq.errors import IntqError
 from intq.graph import Graph
+from intq.precision import read_plan
 
 RANDOM_SAMPLES = 8  # made-up data needs no more: its statistics are all the same
 
@@ -94,6 +95,22 @@ def layer_bits(options: list[str] | None, name: str) -> dict[str, int]:
     return found
 
 
+def check_of(plan: Path | None, name: str) -> Callable | None:
+    """What refuses the float graph of another network than the plan's; None without a plan."""
+    if plan is None:
+        return None
+    from intq.dataflow import shapes
+
+    return lambda graph: read_plan(plan).check(shapes(graph), name)
+
+
+def planned_bits(path: Path | None, bits: list[str] | None, weight_bits: list[str] | None) -> dict[str, dict[str, int]]:
+    """The quantizer's options ``bits`` and ``weight_bits``: of a plan, then of the command line."""
+    reads, weights = read_plan(path).patterns() if path else ({}, {})
+    options = {"bits": reads | layer_bits(bits, "--bits")}
+    return options | {"weight_bits": weights | layer_bits(weight_bits, "--weight-bits")}
+
+
 def refuse_options(domain: ModuleType, **given: Any) -> None:
     """Raise IntqError for an option of another domain."""
     for name, value in given.items():
@@ -111,9 +128,13 @@ def integer_network(
     *,
     random: bool = False,
     samples: int = 128,
+    plan: Path | None = None,
     **options: Any,
 ) -> Graph:
-    """The graph of a checkpoint, calibrated on `data`, or on made-up data when its weights are random."""
+    """The graph of a checkpoint, calibrated on `data`, or on made-up data when its weights are random.
+
+    plan: a file of bits, which must be for this network.
+    """
     if random:  # weights that mean nothing deserve no careful rounding
         samples, options = min(samples, RANDOM_SAMPLES), options | {"rounding": "nearest"}
     with step(f"Quantizing {checkpoint.name}") as advance:
@@ -122,7 +143,7 @@ def integer_network(
             advance(done, total, stage)
 
         prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
-        return prepared.quantize(progress)
+        return prepared.quantize(progress, check_of(plan, checkpoint.name))
 
 
 def compiled(folder: Path, threads: int | None) -> Callable:

@@ -99,6 +99,48 @@ PlanFile = Annotated[
     typer.Option("--plan", metavar="FILE", help="The bits of every layer, as `intq search` found them."),
 ]
 
+# ---- search ------------------------------------------------------------------------------------------------------
+
+PlanOutput = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plan to write, JSON.")]
+Budgets = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME=LIMIT,...",
+        help="What the network may cost, any of size, bops, latency and memory: size=7.5MB,bops=0.5x.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(metavar="POINTS", help="Find the cheapest network that loses no more accuracy; needs labelled data."),
+]
+DropCost = Annotated[str, typer.Option(help="With --max-drop: what cheap means, size, bops, latency or memory.")]
+Offer = Annotated[str, typer.Option(metavar="WxAy,...", help="Bits of weights and inputs that layers may have.")]
+Keep = Annotated[
+    list[str] | None, typer.Option(metavar="LAYERS", help="Layers that keep 8 bits, by pattern; repeatable.")
+]
+SearchMethod = Annotated[
+    str, typer.Option("--method", help="ilp, or for comparison uniform, greedy, random, evolution or tpe.")
+]
+Trials = Annotated[int, typer.Option(min=1, help="Candidates that random, evolution and tpe may evaluate.")]
+Sensitivity = Annotated[str, typer.Option(help="hessian (its traces) or fisher (squared gradients: faster).")]
+SensitivitySamples = Annotated[
+    int, typer.Option("--sensitivity-samples", min=2, help="Inputs on which sensitivity is measured.")
+]
+LatencyFile = Annotated[
+    Path | None,
+    typer.Option("--latencies", metavar="FILE", help="Measured times of every layer, for budgets of latency."),
+]
+Judging = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="DATA",
+        help="Labelled examples by which --max-drop, evolution and tpe judge.",
+        show_default="the held-out split of --data",
+    ),
+]
+
 # ---- finetune ----------------------------------------------------------------------------------------------------
 
 Trained = Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,21 @@ class PrecisionPlan:
                 f"the plan is for another network ({self.network}, {len(self.layers)} layers) than {network} "
                 f"({len(found)} layers): {'; '.join(lines[:3])}{more}; search again for this one"
             )
+
+
+def parse_bits(text: str) -> tuple[tuple[int, int], ...]:
+    """((weight bits, input bits), ...) of a text such as ``W8A8,W4A8``. Raises IntqError, saying what is understood."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*[Ww](\d+)[Aa](\d+)\s*", part)
+        pair = (int(match[1]), int(match[2])) if match else (0, 0)
+        if pair[0] not in WEIGHT_BITS or pair[1] not in INPUT_BITS:
+            raise IntqError(
+                f"bits are offered as W4A8, weights of {', '.join(map(str, WEIGHT_BITS))} bits and inputs of "
+                f"{', '.join(map(str, INPUT_BITS))}, several separated by commas; found {part.strip()!r}"
+            )
+        found.append(pair)
+    return tuple(dict.fromkeys(found))
 
 
 def plan_of(

@@ -159,9 +159,13 @@ def observe(
     std: Sequence[float] | None = None,
     longest: int = LONGEST,
     progress: Progress | None = None,
+    check: Callable[[FloatGraph], None] | None = None,
     **choices: Any,
 ) -> Observed:
-    """The first half of :func:`quantize`, with its arguments: what the network computes on the calibration data."""
+    """The first half of :func:`quantize`, with its arguments: what the network computes on the calibration data.
+
+    ``check`` is given the captured graph, and may refuse it.
+    """
     options, report = Options(**choices), progress or _silent
     batches, pixels = _batches(calibration)
     if not pixels and not (mean is None and std is None):
@@ -179,6 +183,8 @@ def observe(
         if options.functions == "ibert":
             graph = with_ibert_functions(graph)
         report("capture", 1, 1)
+        if check:
+            check(graph)
         graph, histograms = _seen(graph, batches, options, report)
         return Observed(graph, value, batches, pixels, histograms, options)
 

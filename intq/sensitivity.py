@@ -18,9 +18,8 @@ from torch import Tensor
 from intq.errors import IntqError
 from intq.hessian import Trace, gradient, inner
 from intq.losses import Batch, Loss, split
-from intq.ops.contract import WEIGHT_BITS, weight_limit
 from intq.processes import share, summed
-from intq.rounding import LIMITS
+from intq.rounding import LIMITS, scales
 
 
 @dataclass(frozen=True)
@@ -77,17 +76,14 @@ def fisher(
 
 
 def weight_error(weight: Tensor, bits: int) -> float:
-    """|Q_b(W) - W|**2, rounded to nearest within a range that is symmetric and narrow.
-
-    One scale for each output channel (the first axis): its largest weight over 1, 7, 127 or (16 bits) 32384.
-    """
-    limit = weight_limit(bits) if bits in WEIGHT_BITS else LIMITS.get(bits)
-    if limit is None:
-        raise IntqError(f"weights have 2, 4, 8 or 16 bits, got {bits!r}")
+    """|Q_b(W) - W|**2, rounded to nearest with the quantizer's scales (:func:`intq.rounding.scales`), one for each
+    output channel, the first axis."""
+    if bits not in LIMITS:
+        raise IntqError(f"weights have {', '.join(map(str, LIMITS))} bits, got {bits!r}")
     rows = weight.detach().double().flatten(1)
-    scale = rows.abs().amax(1, keepdim=True) / limit
-    scale = torch.where(scale > 0, scale, 1)
-    return float((torch.round(rows / scale) * scale - rows).square().sum())
+    scale = scales(rows[None], bits)[0, :, None]
+    q = torch.round(rows / scale).clamp(-LIMITS[bits], LIMITS[bits])
+    return float((q * scale - rows).square().sum())
 
 
 def omega(trace: Trace, errors: Mapping[int, float]) -> dict[int, float]:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
+from intq.budgets import spelled
+
 CORRELATIONS = ("matthews", "pearson", "spearman")  # not shares of anything
 
 
@@ -31,6 +33,28 @@ def answers(rows: list[dict[str, Any]]) -> tuple:
         for rank, (name, score) in enumerate(said):
             table.add_row("" if rank else _input(item), escape(name), str(score), style="dim" if rank else None)
     return (table,)
+
+
+def searched(value: dict[str, Any]) -> tuple:
+    """`intq search`: what the plan costs beside W8A8, and which layers have which bits."""
+    table = Table(*(Column(c, justify="right") for c in ("", "W8A8", "plan", "share")), box=None, header_style="dim")
+    for name, cost in value["costs"].items():
+        whole = value["w8a8"][name]
+        limit = f" of {spelled(name, value['budgets'][name])}" if name in value["budgets"] else ""
+        table.add_row(name, spelled(name, whole), spelled(name, cost) + limit, f"{100 * cost / whole:.1f} %")
+    groups: dict[str, list[str]] = {}
+    for layer, bits in value["layers"].items():
+        groups.setdefault(f"W{bits['weight_bits']}A{bits['input_bits']}", []).append(layer)
+    lines = [f"[b]{bits}[/] {escape(', '.join(names))}" for bits, names in sorted(groups.items(), reverse=True)]
+    proven = "" if value["gap"] is None else f", proven within {100 * value['gap']:.2g} % of the best"
+    tried = f", {value['evaluations']} networks evaluated" if value["evaluations"] else ""
+    return (
+        f"[b]{escape(value['model'])}[/]: {value['method']} in {value['search_seconds']:.2f} s{proven}{tried}; "
+        f"sensitivity ({value['sensitivity']}) in {value['sensitivity_seconds']:.1f} s.",
+        table,
+        *lines,
+        f"[dim]Next: intq quantize or finetune CHECKPOINT --plan {value['plan']}[/]",
+    )
 
 
 def training(value: dict[str, Any]) -> tuple:

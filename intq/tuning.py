@@ -40,18 +40,19 @@ def tuned(
     samples: int,
     limit: int | None,
     options: Mapping[str, Any],
+    check: Callable | None = None,
     save_every: int = 100,
 ) -> Outcome:
     """The outcome of a training, new or continued; its graph is complete and ready to be written.
 
-    ``options``: of quantization. ``teacher``: a checkpoint of the same domain. ``held_out``: data to evaluate on.
+    ``options``: of quantization; ``check`` may refuse its float graph. ``teacher``: a checkpoint of the same domain. ``held_out``: data to evaluate on.
     """
     folder, given = training_folder(output), {"task": task} if task else {}
     asked = {"recipe": asdict(recipe), "data": data, "task": task, "samples": samples}
     asked |= {"model": checkpoint.name, "options": dict(sorted(options.items()))}
     _same(folder, asked)
     prepared = domain.prepare(checkpoint, data, samples=samples, seed=recipe.seed, **given, **options)
-    graph = _start(folder, prepared, asked, checkpoint.name)
+    graph = _start(folder, prepared, asked, checkpoint.name, check)
     examples = domain.training(checkpoint, data, **given)
     with step(f"Training {checkpoint.name}") as advance:
         return finetune(
@@ -88,11 +89,11 @@ def _same(folder: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _start(folder: Path, prepared: Any, asked: Mapping[str, Any], name: str) -> Graph:
+def _start(folder: Path, prepared: Any, asked: Mapping[str, Any], name: str, check: Callable | None) -> Graph:
     """The quantized network that the training begins with, made once."""
     if not (folder / ASKED).is_file():
         with step(f"Quantizing {name}") as advance:
-            graph = prepared.quantize(lambda stage, done, total: advance(done, total, stage))
+            graph = prepared.quantize(lambda stage, done, total: advance(done, total, stage), check)
         folder.mkdir(parents=True, exist_ok=True)
         artifact.save(graph, folder / START, overwrite=True)
         part = folder / f"{ASKED}.part"
@@ -169,6 +170,12 @@ def evaluation(
         return domain.evaluate(predict, reader, known, data, limit=limit, batch=64, **given)["metrics"]
 
     return evaluate
+
+
+def points(metrics: Mapping[str, float]) -> float:
+    """The first of a domain's metrics in points, the higher the better."""
+    name, value = next(iter(metrics.items()))
+    return -100 * value if name in ("wer", "cer", "per") else 100 * value
 
 
 def finished(outcome: Outcome, recipe: Recipe) -> Graph:
