@@ -45,7 +45,8 @@ def tuned(
 ) -> Outcome:
     """The outcome of a training, new or continued; its graph is complete and ready to be written.
 
-    ``options``: of quantization; ``check`` may refuse its float graph. ``teacher``: a checkpoint of the same domain. ``held_out``: data to evaluate on.
+    ``options``: of quantization; ``check`` may refuse its float graph. ``teacher``: a checkpoint of the same domain.
+    ``held_out``: data to evaluate on.
     """
     folder, given = training_folder(output), {"task": task} if task else {}
     asked = {"recipe": asdict(recipe), "data": data, "task": task, "samples": samples}
