@@ -17,6 +17,7 @@ from intq.console import step
 from intq.errors import IntqError
 from intq.finetune import Outcome, Recipe, finetune
 from intq.graph import Graph
+from intq.processes import first_does
 
 TRAINING = ".training"  # what the folder of a training's state has behind the output's name
 START, ASKED = "start", "asked.json"
@@ -53,7 +54,8 @@ def tuned(
     asked |= {"model": checkpoint.name, "options": dict(sorted(options.items()))}
     _same(folder, asked)
     prepared = domain.prepare(checkpoint, data, samples=samples, seed=recipe.seed, **given, **options)
-    graph = _start(folder, prepared, asked, checkpoint.name, check)
+    with first_does():
+        graph = _start(folder, prepared, asked, checkpoint.name, check)
     examples = domain.training(checkpoint, data, **given)
     with step(f"Training {checkpoint.name}") as advance:
         return finetune(
