@@ -111,7 +111,7 @@ def finetune(
         output,
         recipe,
         data=data,
-        held_out=held_out if held_out is not None or task else data,
+        held_out=data if held_out is None else held_out,
         task=task,
         teacher=other,
         samples=samples,

@@ -104,7 +104,7 @@ def search(
         )
     made, layers = searching.problem(seen, found, offered, keep or (), table)
     judged = functools.partial(
-        _points, domain, checkpoint, prepared, seen, held_out if held_out is not None or task else data, limit, given
+        _points, domain, checkpoint, prepared, seen, data if held_out is None else held_out, limit, given
     )
     with step("Searching") as advance:
         if max_drop is not None:
