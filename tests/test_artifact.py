@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from graphs import narrowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -13,7 +14,6 @@ from intq import artifact
 from intq.backends import reference
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
-from intq.ops.contract import weight_limit
 from intq.value import DTYPE_RANGE, Value
 
 
@@ -119,22 +119,6 @@ def small_text_network() -> Graph:
     flat = add("reshape", "flat", [first], "uint8", 0, {"shape": ("n", 16)})
     scores = linear("scores", flat, 3, "int32", 24)
     return Graph((ids,), tuple(nodes), (scores.name, y.name), {"name": "small text"})
-
-
-def narrowed(graph: Graph, bits: dict[str, int]) -> Graph:
-    """The same network with the weights of some nodes cut down to so many bits."""
-    values, nodes = {x.name: x for x in graph.inputs}, []
-    for node in graph.nodes:
-        constants, attrs, output = dict(node.constants), dict(node.attrs), node.output
-        if node.name in bits:
-            limit = weight_limit(bits[node.name])
-            constants["weight"] = np.rint(constants["weight"] * (limit / 127)).astype(np.int8)
-            attrs["weight_bits"] = bits[node.name]
-        inputs, facts = [values[name] for name in node.inputs], {"dtype": output.dtype, "scale": output.scale}
-        again = make_node(node.op, node.name, inputs, **facts, attrs=attrs, constants=constants, source=node.source)
-        values[node.name] = again.output
-        nodes.append(again)
-    return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.metadata)
 
 
 NARROW = {"conv": 4, "scores": 2}
