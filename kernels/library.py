@@ -62,7 +62,7 @@ def _compiler_digest() -> bytes:
     here = Path(__file__).resolve().parent
     ops = Path(__import__("intq.ops").ops.__file__).resolve().parent
     state = hashlib.sha256()
-    bodies = [*ops.glob("*.py"), ops.parent / "fixedpoint.py", ops.parent / "curves.py"]
+    bodies = [*ops.glob("*.py"), *(ops.parent / name for name in ("fixedpoint.py", "curves.py", "packing.py"))]
     for path in sorted([*here.rglob("*.py"), *bodies]):
         state.update(path.read_bytes())
     return state.digest()
