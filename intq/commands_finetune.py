@@ -24,6 +24,7 @@ from intq.options import (
     Rounding,
     Samples,
     Seed,
+    Settle,
     Task,
     Teacher,
     Temperature,
@@ -55,6 +56,7 @@ def finetune(
     optimizer: Optimizer = "adamw",
     steps: LearnedSteps = "none",
     weight_decay: WeightDecay = 0.0,
+    settle: Settle = False,
     held_out: Evaluated = None,
     limit: Limit = None,
     samples: Samples = 128,
@@ -116,6 +118,7 @@ def finetune(
         teacher=other,
         samples=samples,
         limit=limit,
+        settle=settle,
         check=check_of(plan, checkpoint.name),
         options={name: value for name, value in options.items() if value},
     )

@@ -184,6 +184,10 @@ Optimizer = Annotated[str, typer.Option(help="adamw, sgd or adahessian.")]
 LearnedSteps = Annotated[
     str, typer.Option("--steps", help="Learn where activations clip (pact), or all steps (lsq), too.")
 ]
+Settle = Annotated[
+    bool,
+    typer.Option("--settle", help="Settle BatchNorms' statistics on the calibration samples before they are folded."),
+]
 WeightDecay = Annotated[float, typer.Option(min=0.0, help="By how much weights shrink, times the learning rate.")]
 
 # ---- eval --------------------------------------------------------------------------------------------------------
