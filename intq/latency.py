@@ -28,7 +28,6 @@ from intq.errors import IntqError
 from intq.floatgraph import FloatGraph
 from intq.graph import Graph
 from intq.losses import split
-from intq.problem import Choice
 from intq.quantize import Observed
 
 WIDE = (8, 8)  # what relative budgets are relative to, and what layers have that keep their bits
@@ -74,7 +73,7 @@ def measured(
                 report(done, TURNS * len(pairs), bits_name(pair))
                 folder = Path(temporary, bits_name(pair))
                 if not turn:
-                    graph = complete(searching.applied(few, uniform(seen.graph, pair)))
+                    graph = complete(searching.applied(few, searching.uniform(seen.graph, pair)))
                     owners[pair] = layer_of_nodes(seen.graph, graph)
                     graph.save(folder)
                 value = bench(folder, threads, sequence=sequence, audio=audio, seconds=0.0)
@@ -86,12 +85,6 @@ def measured(
     table = Latencies(network, target, threads, found, _elsewhere(nodes[WIDE], owners[WIDE]))
     write_latencies(kept, table)
     return table, kept
-
-
-def uniform(graph: FloatGraph, pair: Bits) -> dict[str, Choice]:
-    """The same bits for every layer; what reads the network's input takes it in 8 bits."""
-    given = dataflow.input_readers(graph)
-    return {name: Choice(pair[0], 8 if name in given else pair[1], 0.0) for name in dataflow.shapes(graph)}
 
 
 def layer_of_nodes(graph: FloatGraph, integers: Graph) -> dict[str, str]:
@@ -117,7 +110,7 @@ def summed(
         totals = dict.fromkeys(found, 0.0)
         for node, layer in owners[pair].items():
             totals[layer] += times[node]
-        for name, choice in uniform(graph, pair).items():
+        for name, choice in searching.uniform(graph, pair).items():
             known = found[name].get(choice.bits, totals[name])  # of an input as it comes there are several measures
             found[name][choice.bits] = min(known, totals[name])
     return found

@@ -231,6 +231,12 @@ def _told(made: Problem, found: Sensitivities) -> dict[str, dict[str, float]]:
     return {layer.name: {f"W{c.weight_bits}A{c.input_bits}": c.error for c in layer.choices} for layer in made.layers}
 
 
+def uniform(graph: FloatGraph, pair: Bits) -> dict[str, Choice]:
+    """The same bits for every layer, (weights, inputs); what reads the network's input takes it in 8."""
+    given = dataflow.input_readers(graph)
+    return {name: Choice(pair[0], 8 if name in given else pair[1], 0.0) for name in dataflow.shapes(graph)}
+
+
 def applied(seen: Observed, choices: Mapping[str, Choice], rounding: str = "nearest") -> Graph:
     """The integer network of a network with these bits, weights rounded quickly."""
     bits = {name: choice.input_bits for name, choice in choices.items()}

@@ -10,7 +10,7 @@ from test_cli import answer, complaint, invoke
 from text_models import tiny, tiny_ids
 
 import intq
-from intq import dataflow, latency
+from intq import dataflow, latency, searching
 from intq.cost import read_latencies
 from intq.latency import measured
 from intq.quantize import observe
@@ -64,8 +64,8 @@ def test_every_node_is_counted_once(steady):
     seen = observed_images()
     table, _ = measured(seen, "net", OFFER)
     for pair in OFFER:
-        choices = latency.uniform(seen.graph, pair)
-        integers = latency.searching.applied(seen, choices)
+        choices = searching.uniform(seen.graph, pair)
+        integers = searching.applied(seen, choices)
         total = table.other + sum(table.of(name, *choice.bits) for name, choice in choices.items())
         assert total == pytest.approx(1e-3 * len(integers.nodes))
     assert sum(node.op == "requantize" for node in integers.nodes) > 0  # what a sum takes in 8 bits is copied
@@ -136,7 +136,7 @@ def test_a_search_measures_what_its_budget_needs(tmp_path, monkeypatch):
 
 def test_mistakes_are_one_sentence(tmp_path):
     seen, net, table = observed_images(), tmp_path / "net", tmp_path / "times.json"
-    latency.searching.applied(seen, latency.uniform(seen.graph, (8, 8))).save(net)
+    searching.applied(seen, searching.uniform(seen.graph, (8, 8))).save(net)
     assert "is an artifact, whose layers have their bits" in complaint("bench", net, "--latencies", table)
     assert "of single inputs" in complaint("bench", "small_resnet", "--latencies", table, "--batch", 2)
     assert "bits are offered as W4A8" in complaint("bench", "small_resnet", "--latencies", table, "--offer", "W3")
