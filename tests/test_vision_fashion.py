@@ -1,4 +1,4 @@
-"""scripts/train_fashion from idx files to the comparison, on a data set small enough to train on in a second."""
+"""scripts/train_fashion and scripts/accuracy_mixed from idx files to the tables, on images learned in a second."""
 
 import gzip
 import json
@@ -48,3 +48,32 @@ def test_trains_once_and_compares(name, cache, root):
     assert row["difference"] == pytest.approx(100 * (row["int8"] - row["float"]))
     (trained,) = (cache / "fashion-models").iterdir()
     assert load(trained).input_size == (28, 28)
+
+
+def test_mixed_precision_is_measured_once(cache, root):
+    command = [root / "scripts" / "accuracy_mixed", "--networks", "small_resnet", "--samples", "16", "--threads", "1"]
+    command += ["--rounding", "nearest", "--epochs", "0.2", "--sensitivity", "fisher", "--trials", "4", "--json"]
+    environment = {**os.environ, "INTQ_CACHE": str(cache)}
+
+    def table(*options: str) -> list[dict]:
+        run = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout)
+
+    rows = table()
+    named = {row["row"]: row for row in rows}
+    assert list(named) == ["W8A8", "W4A8", "mixed", "mixed+DIST", "W4A4", "W4A4+DIST"]
+    for row in rows:
+        assert row["difference"] == pytest.approx(100 * (row["top1"] - row["float"]), abs=1e-3)
+    # the first layer reads pixels of 8 bits whatever the others read
+    assert (named["W8A8"]["bops"], named["W4A8"]["bops"]) == (1, 0.5) and 0.25 < named["W4A4"]["bops"] < 0.3
+    assert named["mixed"]["bops"] == named["mixed+DIST"]["bops"] <= 0.5
+    answers = {path.name: path.read_bytes() for path in (cache / "mixed").glob("*.json")}
+    assert table("--rows", "mixed+DIST", "W4A4+DIST") == [named["mixed+DIST"], named["W4A4+DIST"]]
+    assert {path.name: path.read_bytes() for path in (cache / "mixed").glob("*.json")} == answers
+    assert not list((cache / "mixed").glob("*.training"))
+
+    compared = table("--compare", "--methods", "ilp", "random", "evolution", "--limit", "50")
+    assert [row["method"] for row in compared] == ["ilp", "random", "evolution"]
+    assert all(row["bops"] <= 0.5 and row["examples"] == 50 for row in compared)
+    assert [row["evaluations"] for row in compared[:2]] == [0, 0] and 1 <= compared[2]["evaluations"] <= 4
