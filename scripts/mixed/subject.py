@@ -97,9 +97,13 @@ class Subject:
     @cached_property
     def sensitivities(self) -> searching.Sensitivities:
         with step(f"{self.name}: sensitivity, {self.sensitivity}") as advance:
-            report = lambda stage, done, total: advance(done, total)  # noqa: E731
             return searching.sensitivities(
-                self.seen.graph, self.seen.batches, self.sensitivity, PROBED, self.seed, report
+                self.seen.graph,
+                self.seen.batches,
+                self.sensitivity,
+                PROBED,
+                self.seed,
+                lambda stage, done, total: advance(done, total),
             )
 
     # ---- accuracy ------------------------------------------------------------------------------------------------
