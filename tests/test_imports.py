@@ -77,6 +77,7 @@ ROOMS = (
         "intq.commands_finetune",
         "intq.commands_search",
         "intq.searching",
+        "intq.latency",
         "intq.cli",
         "intq.__main__",
     },
