@@ -1,50 +1,74 @@
 """A network's loss in the plane of its Hessian's two top eigenvectors.
 
-    L(a, b) = l(w + r a v_1 + r b v_2),  -1 <= a, b <= 1
+    L(a, b) = l(r a v_1 + r b v_2),  -1 <= a, b <= 1,    l(u) = loss(w_f + |w_f| u_f of every filter f)
 
-``v`` are of length 1, so near the centre L - L(0, 0) = r^2 (lambda_1 a^2 + lambda_2 b^2) / 2. The reach ``r`` is where
-that parabola has risen by :data:`RISE` in the first direction: what lies within is what the traces speak of, and where
-L leaves the parabola they no longer do. It is told as a share of |w|, by which networks compare. (Li et al. 2018,
-"Visualizing the loss landscape of neural nets", take random directions and scale each filter's part of them; an
-eigenvector scaled so would be none. Yao et al. 2020, "PyHessian", take eigenvectors, as here.)
+``u`` are relative changes of filters (a convolution's output channel, a matrix' row), as in Li et al. 2018,
+"Visualizing the loss landscape of neural nets". They take random directions; here v are the top eigenvectors of l's
+Hessian, as in Yao et al. 2020, "PyHessian", but by relative changes: so scales that were folded into a network's
+weights, or moved from one layer to the next, change nothing.
+
+Near the centre L - L(0, 0) = r^2 (lambda_1 a^2 + lambda_2 b^2) / 2. The reach ``r`` is where that parabola has risen by
+:data:`RISE` in the first direction: traces speak of what lies within, while L follows the parabola.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from intq.errors import IntqError
-from intq.hessian import inner
-from intq.losses import Batch, Loss, counts, unperturbed
+from intq.losses import Batch, Loss, Perturb, counts, unperturbed
 from intq.spectrum import Eigenvalues
 
 RISE = 2.0  # of the loss, in nats: two networks apart by as much agree on little
-FLAT = 0.1  # the reach as a share of |w| where nothing rises
+FLAT = 0.1  # the reach where nothing rises
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """``loss[i][j]`` at ``a = shares[j]`` along the first eigenvector and ``b = shares[i]`` along the second.
+    """``loss[i][j]`` at ``places[j]`` along the first eigenvector and ``places[i]`` along the second.
 
-    ``shares``: of the weights' length |w|; ``curvatures``: the eigenvalues.
+    Places are lengths |u|: 0.1 is one filter changed by a tenth of its length, or a hundred by a hundredth each.
     """
 
-    shares: tuple[float, ...]
+    places: tuple[float, ...]
     loss: tuple[tuple[float, ...], ...]
-    curvatures: tuple[float, float]
+
+    @property
+    def middle(self) -> float:
+        """The network's own loss."""
+        half = len(self.places) // 2
+        return self.loss[half][half]
+
+
+def relative(loss: Loss) -> Loss:
+    """The loss as a function of relative changes u of its weights' filters, at u = 0."""
+    lengths = {name: _lengths(w) for name, w in loss.weights.items()}
+
+    def of(changes: Mapping[str, Tensor], batch: Batch, perturb: Perturb) -> Tensor:
+        moved = {name: w + lengths[name] * changes[name] for name, w in loss.weights.items()}
+        return loss.of(moved, batch, perturb)
+
+    return Loss({name: torch.zeros_like(w) for name, w in loss.weights.items()}, of)
+
+
+def _lengths(weight: Tensor) -> Tensor:
+    """The length of each filter, (filters, 1, ...)."""
+    return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
 
 
 @torch.no_grad()
 def landscape(
     loss: Loss, batches: Sequence[Batch], top: Eigenvalues, points: int = 15, progress: Progress | None = None
 ) -> Landscape:
-    """The mean loss over all batches at ``points`` by ``points`` places, an odd number: the network is in the middle.
+    """The mean of a :func:`relative` loss over all batches at ``points`` by ``points`` places, an odd number: the
+    network is in the middle. ``top``: the eigenvalues of the same loss.
 
     Raises IntqError for a Hessian with a single eigenvector, and for a loss that is not finite.
     """
@@ -52,10 +76,10 @@ def landscape(
         raise IntqError("the Hessian has a single eigenvalue that is not 0, and its loss no plane to be shown in")
     if points < 3 or points % 2 == 0:
         raise IntqError(f"a landscape needs an odd number of points a side, 3 or more, got {points}")
-    length = math.sqrt(sum(float(inner(w, w)) for w in loss.weights.values()))
     steepest = max(top.values[:2])
-    reach = math.sqrt(2 * RISE / steepest) if steepest > 0 else FLAT * length
-    rows, places = counts(batches), torch.linspace(-reach, reach, points, dtype=torch.float64).tolist()
+    reach = math.sqrt(2 * RISE / steepest) if steepest > 0 else FLAT
+    rows, half = counts(batches), points // 2
+    places = [reach * (i - half) / half for i in range(points)]  # exactly 0 in the middle
     first, second = top.vectors[:2]
     found = []
     for done, b in enumerate(places, 1):
@@ -69,4 +93,4 @@ def landscape(
         found.append(tuple(line))
         if progress:
             progress(done, points)
-    return Landscape(tuple(x / length for x in places), tuple(found), (top.values[0], top.values[1]))
+    return Landscape(tuple(places), tuple(found))

@@ -51,29 +51,34 @@ STYLE = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
 }
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 WIDTH, HEIGHT = 4.6, 3.1  # inches: at 72 points each as wide as a phone, so that text is as large there as elsewhere
 
 
-def front(cost: str, unit: str, points: Sequence[Sequence[float]], chosen: Sequence[float], marks: Mapping[str, float]):
+@matplotlib.rc_context(STYLE)
+def front(
+    name: str, label: str, points: Sequence[Sequence[float]], chosen: Sequence[float], marks: Mapping[str, float]
+) -> str:
     """Error against one cost, both as (cost, error); ``marks``: costs that a line is drawn at, by name."""
     figure, axes = _figure()
     known = sorted((x, y) for x, y in points if y > 0)
     axes.plot(*zip(*known, strict=True), "o-", color=ACCENT, markersize=3.5)
     axes.plot(*chosen, "o", markersize=10, markerfacecolor=SURFACE, markeredgecolor=SECOND, markeredgewidth=2)
     axes.annotate("the plan", chosen, xytext=(10, 8), textcoords="offset points", color=SECOND, weight="bold")
-    for name, value in marks.items():
+    for mark, value in marks.items():
         axes.axvline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         place = axes.get_xaxis_transform()
-        axes.annotate(name, (value, 1), xycoords=place, xytext=(-4, -9), textcoords="offset points", ha="right")
+        axes.annotate(mark, (value, 1), xycoords=place, xytext=(-4, -9), textcoords="offset points", ha="right")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(_plain)
-    axes.set(xlabel=f"{cost}, {unit}", ylabel="error")
-    return _svg(figure, f"front-{cost}", f"The least error at each {cost}, and the plan that was chosen")
+    axes.yaxis.set_major_formatter(_tick)
+    axes.set(xlabel=label, ylabel="error")
+    return _svg(figure, f"front-{name}", f"The least error at each cost ({label}), and the plan that was chosen")
 
 
-def choices(layers: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]):
+@matplotlib.rc_context(STYLE)
+def choices(layers: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]) -> str:
     """The error of each layer at each precision that it might have, and at the one it has."""
-    figure, axes = _figure(0.75 + 0.2 * len(layers))
+    figure, axes = _figure(0.75 + 0.25 * len(layers))
     for place, (name, errors) in enumerate(layers.items()):
         known = {bits: error for bits, error in errors.items() if error > 0}
         if known:
@@ -85,7 +90,7 @@ def choices(layers: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]
             words = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 7.5, "color": ACCENT}
             axes.annotate(chosen[name], (error, place), **words)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(_plain)
+    axes.xaxis.set_major_formatter(_tick)
     axes.set_yticks(range(len(layers)), [_short(name) for name in layers])
     axes.set_ylim(len(layers) - 0.5, -0.8)
     axes.grid(False, axis="y")
@@ -94,7 +99,8 @@ def choices(layers: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]
     return _svg(figure, "choices", "The error of every layer at each precision, the chosen one filled")
 
 
-def history(name: str, epochs: Sequence[float], values: Sequence[float], label: str):
+@matplotlib.rc_context(STYLE)
+def history(name: str, epochs: Sequence[float], values: Sequence[float], label: str) -> str:
     """One number of a training, over its epochs."""
     figure, axes = _figure()
     axes.plot(epochs, values, "o-", color=ACCENT, markersize=3.5)
@@ -105,10 +111,11 @@ def history(name: str, epochs: Sequence[float], values: Sequence[float], label: 
     return _svg(figure, f"history-{name}", f"{label} over the epochs of training")
 
 
-def surface(shares: Sequence[float], loss: Sequence[Sequence[float]], curvatures: Sequence[float]):
+@matplotlib.rc_context(STYLE)
+def surface(places: Sequence[float], loss: Sequence[Sequence[float]], curvatures: Sequence[float]) -> str:
     """The loss in a plane through the network: filled contours, the deeper the lighter."""
     figure, axes = _figure(4.1)
-    percent = [100 * share for share in shares]
+    percent = [100 * place for place in places]
     low, high = min(map(min, loss)), max(map(max, loss))
     levels = [low + (high - low) * (i / 10) ** 1.5 for i in range(11)]  # closer together where it is flat
     levels[-1] = math.nextafter(high, math.inf)
@@ -119,12 +126,14 @@ def surface(shares: Sequence[float], loss: Sequence[Sequence[float]], curvatures
     axes.plot(0, 0, "+", color=SECOND, markersize=11, markeredgewidth=2)
     axes.grid(False)
     axes.set_aspect("equal")
-    first, second = (f"{value:.3g}" for value in curvatures)
-    axes.set(xlabel=f"along v₁ (λ₁ = {first}), % of |w|", ylabel=f"along v₂ (λ₂ = {second}), % of |w|")
+    first, second = map(scientific, curvatures[:2])
+    axes.locator_params(nbins=5)
+    axes.set(xlabel=f"along v₁ (λ₁ = {first}), %", ylabel=f"along v₂ (λ₂ = {second}), %")
     return _svg(figure, "landscape", "The loss around the network, along the Hessian's two top eigenvectors")
 
 
-def density(grid: Sequence[float], values: Sequence[float]):
+@matplotlib.rc_context(STYLE)
+def density(grid: Sequence[float], values: Sequence[float]) -> str:
     """The density of the Hessian's eigenvalues, over decades."""
     figure, axes = _figure()
     floor = max(values) * 1e-7
@@ -133,22 +142,22 @@ def density(grid: Sequence[float], values: Sequence[float]):
     axes.plot(grid, shown, color=ACCENT)
     axes.set_yscale("log")
     axes.set_ylim(floor)
-    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_major_formatter(_tick)
+    axes.xaxis.set_major_formatter(_tick)
+    axes.locator_params(axis="x", nbins=6)
     axes.set(xlabel="eigenvalue", ylabel="density, log scale")
     return _svg(figure, "density", "The density of the eigenvalues of the Hessian")
 
 
 def _figure(height: float = HEIGHT) -> tuple[Figure, Any]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an element for HTML, its identifiers its own among those of a page."""
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg") :]
     for stand_in, colour in COLOURS.items():
@@ -159,8 +168,16 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
-def _plain(value: float, place: int) -> str:
-    return f"{value:g}"
+def scientific(value: float) -> str:
+    """A number to three digits, 0.0123 or 1.23·10⁻⁷."""
+    if not value or 1e-3 <= abs(value) < 1e5:
+        return f"{float(f'{value:.3g}'):,.10g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}·10{str(int(power)).translate(RAISED)}"
+
+
+def _tick(value: float, place: int) -> str:
+    return scientific(value).removeprefix("1·")
 
 
 def _short(name: str, most: int = 26) -> str:

@@ -39,9 +39,9 @@ class PrecisionPlan:
     """The bits of a network's layers, and how they were found.
 
     ``budgets``, ``costs`` and ``w8a8`` (costs of 8 bits everywhere): bytes, BOPS, seconds by name; ``gap``: what a
-    better plan could gain at most, relative, None where nothing is proven. For the report: ``sensitivity``, {layer: {"W4A8":
-    error}}; ``traces``, {layer: {"weights" and "inputs": mean trace}}, found by ``sensitivity_method``; ``fronts``,
-    {cost: ((cost, error), ...)} of the best plans; ``command``, that searched.
+    better plan could gain at most, relative, None where nothing is proven. For the report: ``sensitivity``, {layer:
+    {"W4A8": error}}; ``traces``, {layer: {"weights" and "inputs": mean trace}}, found by ``sensitivity_method``;
+    ``fronts``, {cost: ((cost, error), ...)} of the best plans; ``command``, that searched.
     """
 
     network: str

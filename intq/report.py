@@ -13,6 +13,7 @@ from typing import Any
 
 from intq import plots
 from intq.budgets import spelled
+from intq.plots import scientific
 from intq.show import CORRELATIONS
 
 SLOWEST = 12  # nodes whose time is shown
@@ -66,7 +67,7 @@ def _header(facts: Facts) -> str:
 
 
 def _headlines(facts: Facts, costs: Mapping[str, float]) -> Iterable[tuple[str, str, str]]:
-    plan, w8a8 = facts["plan"], (facts["plan"] or {}).get("w8a8", {})
+    w8a8 = (facts["plan"] or {}).get("w8a8", {})
     rows, history = facts["accuracy"], (facts["training"] or {}).get("history", ())
     if (mine := next((row for row in rows if row["name"] == facts["network"]["model"]), None)) is not None:
         name, value = next(iter(mine["metrics"].items()))
@@ -75,14 +76,15 @@ def _headlines(facts: Facts, costs: Mapping[str, float]) -> Iterable[tuple[str, 
         yield names[0], _metric(names[0], history[-1][names[0]]), "after training"
     yield "Constants", spelled("size", _round(costs["size"])), _share(costs["size"], w8a8.get("size"))
     yield "Operations", spelled("bops", _round(costs["bops"])), _share(costs["bops"], w8a8.get("bops"))
+    weights = [(row["parameters"], row["weight_bits"]) for row in facts["layers"] if row["weight_bits"]]
+    if total := sum(count for count, _ in weights):
+        yield "Bits of a weight", f"{sum(count * bits for count, bits in weights) / total:.3g}", "on average"
     yield "Peak memory", spelled("memory", _round(costs["memory"])), "of values, one input"
     if facts["bench"]:
         yield "Latency", f"{facts['bench']['min_ms']:.3g} ms", f"least, {_threads(facts['bench']['threads'])}"
     if facts["verify"]:
         count = sum(facts["verify"]["mismatches"].values())
         yield "Mismatches", f"{count:,}", "between backends"
-    elif plan:
-        yield "Plan", plan["method"], f"found in {_seconds(plan['seconds'])}"
 
 
 def _accuracy(facts: Facts) -> str:
@@ -96,7 +98,7 @@ def _accuracy(facts: Facts) -> str:
     for row in rows:
         cells = [_metric(name, row["metrics"][name]) if name in row["metrics"] else "" for name in names]
         if base is not None:
-            cells.append("" if row["arithmetic"] == "float" else f"{100 * (row['metrics'][first] - base):+.2f} points")
+            cells.append("" if row["arithmetic"] == "float" else _difference(row["metrics"][first] - base))
         size = spelled("size", _round(row["bytes"])) if row["bytes"] else ""
         body.append([escape(row["name"]), row["arithmetic"], *cells, f"{row['examples']:,}", size])
     told = f"Measured for this report on {_code(rows[0]['data'])}."
@@ -121,7 +123,7 @@ def _layers(facts: Facts) -> str:
         columns.append(("ms", lambda row: f"{row['ms']:.3f}" + _bar(row["ms"], total["ms"], "second")))
     body = [[escape(row["name"]) or "everything else", *(cell(row) for _, cell in columns)] for row in rows]
     last = {"weight_bits": None, "input_bits": None, "sqnr_db": None, **total}
-    foot = ["total", *(_no_bar(cell(last)) for _, cell in columns)]
+    foot = ["total", *(_unbarred(cell(last)) for _, cell in columns)]
     told = "Bits of each layer's weights and of what it reads, and what it costs for one input"
     told += _length(facts["network"])
     told += ". Bars are shares of the whole." + (
@@ -139,20 +141,18 @@ def _sensitivity(facts: Facts) -> str:
     parts = []
     traced = [row for row in rows if row["traces"]]
     if traced:
-        most = {kind: max(row["traces"][kind] for row in traced) for kind in ("weights", "inputs")}
+        made = {row["name"]: row["errors"].get(chosen[row["name"]], 0.0) for row in traced}
         body = [
             [
                 escape(row["name"]),
-                *(
-                    _sig(row["traces"][kind]) + _bar(row["traces"][kind], most[kind], colour)
-                    for kind, colour in (("weights", ""), ("inputs", "second"))
-                ),
-                _sig(row["errors"].get(chosen[row["name"]], 0.0)),
+                *(_bits(row[kind]) for kind in ("weight_bits", "input_bits")),
+                *(scientific(row["traces"][kind]) for kind in ("weights", "inputs")),
+                scientific(made[row["name"]]) + _bar(made[row["name"]], sum(made.values())),
             ]
             for row in traced
         ]
         what = "mean trace" if plan["sensitivity_method"] == "hessian" else "mean squared gradient"
-        head = ["layer", f"{what}, weights", f"{what}, inputs", "error as chosen"]
+        head = ["layer", "weights", "inputs", f"{what}, weights", f"{what}, inputs", "error as chosen"]
         parts.append(_table(head, body, mark="sticky"))
     caption = "The error of every layer at each precision it was offered; the one it has is filled and named."
     parts.append(f'<div class="plots">{_figure(plots.choices(errors, chosen), caption)}</div>')
@@ -168,7 +168,7 @@ def _search(facts: Facts) -> str:
         return ""
     table = [
         [
-            name,
+            COSTS.get(name, name),
             spelled(name, _round(plan["w8a8"][name])) if name in plan["w8a8"] else "",
             spelled(name, _round(plan["budgets"][name])) if name in plan["budgets"] else "",
             spelled(name, _round(value)),
@@ -184,12 +184,12 @@ def _search(facts: Facts) -> str:
         limits = {"budget": plan["budgets"].get(name)}
         drawn = plots.front(
             name,
-            unit,
+            f"{COSTS.get(name, name)}, {unit}",
             [(x / scale, y) for x, y in points],
             (plan["costs"][name] / scale, plan["error"]),
             {word: value / scale for word, value in limits.items() if value},
         )
-        figures.append(_figure(drawn, f"The least error at each {name}: no plan is below the line."))
+        figures.append(_figure(drawn, "The least error at each cost: no plan lies below the line."))
     proven = "" if plan["gap"] is None else f", proven within {100 * plan['gap']:.2g} % of the best there is"
     tried = f", {plan['evaluations']} networks evaluated" if plan["evaluations"] else ""
     told = f"Found by {escape(plan['method'])} in {_seconds(plan['seconds'])}{proven}{tried}."
@@ -232,14 +232,15 @@ def _curvature(facts: Facts) -> str:
     if not (found := facts["curvature"]):
         return ""
     plane, first = found["landscape"], found["eigenvalues"]
-    drawn = plots.surface(plane["shares"], plane["loss"], first)
-    left = _figure(drawn, "Divergence from the network's own answers, in nats; the cross is the network itself.")
+    drawn = plots.surface(plane["places"], plane["loss"], first)
+    left = _figure(drawn, "The divergence in nats along the two top eigenvectors; the cross is the network.")
     spread = plots.density(found["density"]["grid"], found["density"]["values"])
-    right = _figure(spread, "Most of the weights' directions are flat: the eigenvalues gather at 0.")
-    values = ", ".join(_sig(value) for value in first)
+    right = _figure(spread, "How many eigenvalues there are where: along those near 0 the answers do not change.")
+    values = " and ".join(map(scientific, first))
     told = (
-        f"The Hessian of the float network on {found['samples']} inputs: {found['parameters']:,} eigenvalues, the "
-        f"largest {values}, the sum about {_sig(found['trace'])}."
+        f"The float network's divergence from its own answers on {found['samples']} inputs, by relative changes of its "
+        f"filters, and the Hessian of that: {found['parameters']:,} eigenvalues, the largest {values}, the sum about "
+        f"{scientific(found['trace'])}."
     )
     return _section("curvature", "Loss landscape", told, f'<div class="plots">{left}{right}</div>')
 
@@ -295,7 +296,7 @@ def _proof(facts: Facts) -> str:
 def _reproduce(facts: Facts) -> str:
     network, plan, made, mine = facts["network"], facts["plan"], facts["network"]["made"], facts["report"]
     commands = [(plan or {}).get("command"), (made or {}).get("command"), mine["command"]]
-    lines = "\n".join(escape(command) for command in commands if command)
+    lines = "".join(f"<span>{escape(command)}</span>" for command in commands if command)
     rows = [("Digest", _code(network["digest"]))]
     if made:
         rows += [("Seed", str(made["seed"])), ("Made with", _versions(made["versions"]))]
@@ -340,6 +341,7 @@ SECTIONS = (
     _reproduce,
     _missing,
 )
+COSTS = {"size": "size", "bops": "bit operations", "memory": "peak memory", "latency": "latency"}
 PROOFS = {
     "torch": "torch against the reference, at every node",
     "cpu": "the compiled kernels against the reference",
@@ -384,7 +386,9 @@ def _figure(svg: str, caption: str = "") -> str:
 
 
 def _tile(name: str, value: str, note: str) -> str:
-    return f'<div class="tile"><small>{escape(name)}</small><b>{escape(value)}</b><span>{escape(note)}</span></div>\n'
+    number, _, unit = map(escape, value.partition(" "))
+    shown = f"{number} <em>{unit}</em>" if unit else number
+    return f'<div class="tile"><small>{escape(name)}</small><b>{shown}</b><span>{escape(note)}</span></div>\n'
 
 
 def _bar(value: float, whole: float, colour: str = "") -> str:
@@ -392,8 +396,10 @@ def _bar(value: float, whole: float, colour: str = "") -> str:
     return f'<span class="bar {colour}"><i style="width:{100 * share:.1f}%"></i></span>'
 
 
-def _no_bar(cell: str) -> str:
-    return cell.partition('<span class="bar')[0]
+def _unbarred(cell: str) -> str:
+    """A cell without its bar, but with its place."""
+    number, bar, _ = cell.partition('<span class="bar')
+    return f'{number}<span class="bar none"></span>' if bar else cell
 
 
 def _bits(bits: int | None) -> str:
@@ -402,6 +408,10 @@ def _bits(bits: int | None) -> str:
 
 def _metric(name: str, value: float) -> str:
     return f"{value:.4f}" if name.startswith(CORRELATIONS) else f"{100 * value:.2f} %"
+
+
+def _difference(share: float) -> str:
+    return f"{100 * share:+.2f} points".replace("-", "−")
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -414,10 +424,6 @@ def _share(value: float, whole: float | None) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,}" if value else "0"
-
-
-def _sig(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _round(value: float) -> float:

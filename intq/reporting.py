@@ -158,13 +158,13 @@ def curvature_of(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The float network's top eigenvalues, their density and the loss around it.
+    """The float network's top eigenvalues, their density and the loss around it, by relative changes of its filters.
 
     The loss is the divergence from the network's own answers, as for `intq search`; labels are not needed. Raises
     IntqError when ``graph`` was made of another network.
     """
     from intq.dataflow import shapes
-    from intq.landscape import landscape
+    from intq.landscape import landscape, relative
     from intq.losses import of_graph, split, with_own_answers
     from intq.quantize import observe
     from intq.spectrum import density, eigenvalues
@@ -177,12 +177,11 @@ def curvature_of(
             f"{checkpoint.name} is another network than that of the artifact: {differing[0]} is a layer of one of them "
             "alone; give the checkpoint that it was made from"
         )
-    loss = of_graph(seen.graph)
+    loss = relative(of_graph(seen.graph))
     batches = with_own_answers(seen.graph.run, split(seen.batches, BATCH))
     top = eigenvalues(loss, batches, seed=seed, progress=lambda done, total: progress("eigenvalues", done, total))
     found = density(loss, batches, seed=seed, progress=lambda done, total: progress("density", done, total))
     plane = landscape(loss, batches, top, progress=lambda done, total: progress("landscape", done, total))
-    middle = plane.loss[len(plane.loss) // 2][len(plane.loss) // 2]  # the entropy of the answers: no divergence yet
     return {
         "samples": sum(len(x) for x, _ in batches),
         "eigenvalues": list(top.values),
@@ -192,7 +191,7 @@ def curvature_of(
         "parameters": found.size,
         "density": {"grid": list(found.grid), "values": list(found.density)},
         "landscape": {
-            "shares": list(plane.shares),
-            "loss": [[value - middle for value in line] for line in plane.loss],
+            "places": list(plane.places),
+            "loss": [[value - plane.middle for value in line] for line in plane.loss],
         },
     }

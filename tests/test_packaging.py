@@ -46,7 +46,7 @@ def wheel(root, tmp_path_factory) -> Path:
         (copy / name).write_bytes((root / name).read_bytes())
     for top in FOLDERS:
         for path in (root / top).rglob("*"):
-            if path.is_file() and path.suffix in (".py", ".json"):
+            if path.is_file() and path.suffix in (".py", ".json", ".css"):
                 target = copy / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
