@@ -69,9 +69,9 @@ def _header(facts: Facts) -> str:
 def _headlines(facts: Facts, costs: Mapping[str, float]) -> Iterable[tuple[str, str, str]]:
     w8a8 = (facts["plan"] or {}).get("w8a8", {})
     rows, history = facts["accuracy"], (facts["training"] or {}).get("history", ())
-    if (mine := next((row for row in rows if row["name"] == facts["network"]["model"]), None)) is not None:
-        name, value = next(iter(mine["metrics"].items()))
-        yield name, _metric(name, value), f"{mine['examples']:,} examples"
+    if rows:
+        name, value = next(iter(rows[-1]["metrics"].items()))
+        yield name, _metric(name, value), f"{rows[-1]['examples']:,} examples"
     elif history and (names := _metrics(history)):
         yield names[0], _metric(names[0], history[-1][names[0]]), "after training"
     yield "Constants", spelled("size", _round(costs["size"])), _share(costs["size"], w8a8.get("size"))
@@ -191,6 +191,7 @@ def _search(facts: Facts) -> str:
         )
         figures.append(_figure(drawn, "The least error at each cost: no plan lies below the line."))
     proven = "" if plan["gap"] is None else f", proven within {100 * plan['gap']:.2g} % of the best there is"
+    proven = ", proven the best there is" if plan["gap"] == 0 else proven
     tried = f", {plan['evaluations']} networks evaluated" if plan["evaluations"] else ""
     told = f"Found by {escape(plan['method'])} in {_seconds(plan['seconds'])}{proven}{tried}."
     if figures and len(plan["fronts"]) > 1:
@@ -296,7 +297,7 @@ def _proof(facts: Facts) -> str:
 def _reproduce(facts: Facts) -> str:
     network, plan, made, mine = facts["network"], facts["plan"], facts["network"]["made"], facts["report"]
     commands = [(plan or {}).get("command"), (made or {}).get("command"), mine["command"]]
-    lines = "".join(f"<span>{escape(command)}</span>" for command in commands if command)
+    lines = "".join(f"<span>{_spelled(command)}</span>" for command in commands if command)
     rows = [("Digest", _code(network["digest"]))]
     if made:
         rows += [("Seed", str(made["seed"])), ("Made with", _versions(made["versions"]))]
@@ -457,6 +458,12 @@ def _length(network: Facts) -> str:
 
 def _code(text: Any) -> str:
     return f"<code>{escape(str(text))}</code>"
+
+
+def _spelled(command: str) -> str:
+    """A command that is broken between its options."""
+    first, *options = escape(command).split(" --")
+    return first + "".join(f" <i>--{option}</i>" for option in options)
 
 
 def _ticks(text: str) -> str:

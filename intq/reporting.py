@@ -41,8 +41,8 @@ def facts(
 ) -> dict[str, Any]:
     """The report as JSON: what :func:`intq.report.page` shows, and the documented value of `intq report`.
 
-    ``accuracy``: rows of :func:`row`; the others: values of :func:`intq.verify`, :func:`intq.bench` and
-    :func:`curvature_of`, or None for what was not measured.
+    ``accuracy``: rows of :func:`row`, the artifact's own the last; the others: values of :func:`intq.verify`,
+    :func:`intq.bench` and :func:`curvature_of`, or None for what was not measured.
     """
     length = length_of(graph, None, None)
     sizes = {"s": length, "t": length} if length else {}
