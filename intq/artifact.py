@@ -3,7 +3,8 @@
 graph.json holds the inputs, nodes and metadata, the SHA-256 of the weights file, and the SHA-256 of its own other
 fields, so that a truncated or edited artifact is refused rather than run. Constants are named ``node/constant``, and
 are stored in the narrowest integers that hold them (shifts take a byte); :data:`intq.graph.CONSTANT_DTYPES` says what
-they are in memory.
+they are in memory. Weights of 4 and 2 bits are packed (:mod:`intq.packing`): their node's field ``packed`` has their
+shapes, and the file, which older versions of intq cannot read, version 3.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from safetensors.numpy import save_file
 
 from intq.errors import IntqError
 from intq.graph import CONSTANT_DTYPES, Graph, Node
+from intq.ops.contract import weight_bits
+from intq.packing import pack, unpack
 from intq.value import Value
 
-FORMAT, VERSION = "intq", 2
+FORMAT, VERSION = "intq", 3
+UNPACKED_VERSION = 2  # of a network without narrow weights, which keeps the document, and the digest, that it had
 GRAPH_FILE, WEIGHTS_FILE = "graph.json", "weights.safetensors"
 
 
@@ -74,15 +78,23 @@ def save(graph: Graph, folder: str | Path, overwrite: bool = False) -> None:
 def write(graph: Graph, folder: Path) -> None:
     """Write graph.json and weights.safetensors into an existing folder."""
     # Not ascontiguousarray, which makes a vector of a single number.
-    constants = {f"{n.name}/{k}": _stored(k, v) for n in graph.nodes for k, v in n.constants.items()}
+    constants = {f"{n.name}/{k}": _stored(n, k) for n in graph.nodes for k in n.constants}
     save_file(constants, folder / WEIGHTS_FILE)
     document = to_document(graph) | {"weights_sha256": _file_digest(folder / WEIGHTS_FILE)}
     document["sha256"] = _document_digest(document)
     (folder / GRAPH_FILE).write_text(_pretty(document), encoding="utf-8")
 
 
-def _stored(key: str, array: np.ndarray) -> np.ndarray:
-    """A constant in the narrowest signed integers, where its kind has one type alone to be restored to."""
+def _packed(node: Node) -> dict[str, list[int]]:
+    """The shapes of the constants that are stored packed."""
+    return {"weight": list(node.constants["weight"].shape)} if weight_bits(node.attrs) < 8 else {}
+
+
+def _stored(node: Node, key: str) -> np.ndarray:
+    """A constant packed, or in the narrowest signed integers, where its kind has one type alone to be restored to."""
+    array = node.constants[key]
+    if key in _packed(node):
+        return pack(array, weight_bits(node.attrs))
     if len(CONSTANT_DTYPES[key]) == 1 and array.size:
         low, high = int(array.min()), int(array.max())
         narrow = next(
@@ -92,7 +104,10 @@ def _stored(key: str, array: np.ndarray) -> np.ndarray:
     return np.asarray(array, order="C")  # ascontiguousarray would make a vector of a single number
 
 
-def _restored(key: str, array: np.ndarray) -> np.ndarray:
+def _restored(fields: dict[str, Any], key: str, array: np.ndarray) -> np.ndarray:
+    """A constant as it is in memory, of a node's ``fields`` in graph.json."""
+    if key in fields.get("packed", {}):
+        return unpack(array, weight_bits(fields["attrs"]), tuple(fields["packed"][key]))
     types = CONSTANT_DTYPES.get(key, ())
     return array.astype(types[0]) if len(types) == 1 and array.dtype.kind == "i" else array
 
@@ -135,7 +150,7 @@ def to_document(graph: Graph) -> dict[str, Any]:
     """The graph without its constants as plain JSON data."""
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if any(map(_packed, graph.nodes)) else UNPACKED_VERSION,
         "inputs": [_fields(v) for v in graph.inputs],
         "nodes": [
             {
@@ -145,6 +160,7 @@ def to_document(graph: Graph) -> dict[str, Any]:
                 "attrs": _plain(dict(n.attrs)),
                 "constants": sorted(n.constants),
                 "source": n.source,
+                **({"packed": _packed(n)} if _packed(n) else {}),
             }
             for n in graph.nodes
         ],
@@ -160,7 +176,7 @@ def _from_document(document: dict[str, Any], constants: dict[str, np.ndarray]) -
             tuple(n["inputs"]),
             _value(n["output"]),
             {k: _frozen(v) for k, v in n["attrs"].items()},
-            {k: _restored(k, constants[f"{n['output']['name']}/{k}"]) for k in n["constants"]},
+            {k: _restored(n, k, constants[f"{n['output']['name']}/{k}"]) for k in n["constants"]},
             n["source"],
         )
         for n in document["nodes"]

@@ -75,7 +75,7 @@ def limits(budgets: Mapping[str, Budget], costs: Mapping[str, float]) -> dict[st
     """
     for name in budgets:
         if name not in costs:
-            remedy = "; measure a table of latencies first (intq bench)" if name == "latency" else ""
+            remedy = "; measure a table of latencies first (intq bench --latencies)" if name == "latency" else ""
             raise IntqError(f"there is no {name} to limit; the network has {', '.join(costs)}{remedy}")
     return {name: b.value * costs[name] if b.relative else b.value for name, b in budgets.items()}
 

@@ -15,8 +15,17 @@ from intq.bench import bench as measure
 from intq.console import Answer, step
 from intq.errors import IntqError
 from intq.evaluation import glue, measured
-from intq.networks import compiled, integer_network, network_of, opened, planned_bits, refuse_options
+from intq.networks import (
+    compiled,
+    integer_network,
+    latency_table,
+    network_of,
+    opened,
+    planned_bits,
+    refuse_options,
+)
 from intq.options import (
+    OFFERED,
     Audio,
     Batch,
     BenchBatch,
@@ -36,8 +45,10 @@ from intq.options import (
     Labelled,
     Labels,
     LanguageModel,
+    LatencyOutput,
     Limit,
     Method,
+    Offer,
     Output,
     Pair,
     PlanFile,
@@ -331,6 +342,8 @@ def bench(
     sequence: Sequence = None,
     audio: Audio = None,
     seconds: Seconds = 3.0,
+    latencies: LatencyOutput = None,
+    offer: Offer = OFFERED,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> Answer:
@@ -344,11 +357,22 @@ def bench(
       intq bench resnet50-int8 --threads 2
       intq bench mobilenet_v2 --json
       intq bench roberta-base --batch 8 --sequence 128
+      intq bench my-resnet/ --latencies times.json --offer W8A8,W4A8
+
+    With --latencies it is the table for `intq search --latencies`: each layer's time in each pair of bits. The same
+    network with the same offer is measured once on a machine; then the table comes from the cache.
 
     [dim]JSON: {"model", "threads", "batch", "sequence", "audio", "min_ms", "median_ms", "peak_memory_mb", "load_ms",
     "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}; sequence is null for
-    what is no text, audio (seconds) for what is no recording[/]
+    what is no text, audio (seconds) for what is no recording. With --latencies: {"latencies", "network", "target",
+    "threads", "kept", "other", "layers": {name: {"W4A8": seconds}}}; other: of all that is no layer; kept: the cache's
+    file[/]
     """
+    if latencies:
+        if batch != 1:
+            raise IntqError("a table of latencies is of single inputs: leave out --batch or --latencies")
+        value = latency_table(network, latencies, offer, sequence, audio, seed, threads)
+        return Answer(value, show.latencies(value))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(network)
         if not folder.exists():

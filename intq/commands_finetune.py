@@ -24,6 +24,7 @@ from intq.options import (
     Rounding,
     Samples,
     Seed,
+    Settle,
     Task,
     Teacher,
     Temperature,
@@ -55,6 +56,7 @@ def finetune(
     optimizer: Optimizer = "adamw",
     steps: LearnedSteps = "none",
     weight_decay: WeightDecay = 0.0,
+    settle: Settle = False,
     held_out: Evaluated = None,
     limit: Limit = None,
     samples: Samples = 128,
@@ -78,7 +80,7 @@ def finetune(
     """
     check_output(output, force)
     use_threads(threads)
-    from intq import tuning
+    from intq import processes, tuning
     from intq.finetune import Recipe
 
     if data is None and task is None:
@@ -111,14 +113,17 @@ def finetune(
         output,
         recipe,
         data=data,
-        held_out=held_out if held_out is not None or task else data,
+        held_out=data if held_out is None else held_out,
         task=task,
         teacher=other,
         samples=samples,
         limit=limit,
+        settle=settle,
         check=check_of(plan, checkpoint.name),
         options={name: value for name, value in options.items() if value},
     )
+    if processes.place()[0]:  # the first one writes
+        return Answer({"artifact": str(output)})
     with artifact.new_folder(output, overwrite=force) as new:
         artifact.write(recorded(tuning.finished(outcome, recipe), seed, plan), new)
         domain.save(checkpoint, new)

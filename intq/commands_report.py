@@ -78,8 +78,8 @@ def report(
         raise IntqError("--checkpoint is for its loss landscape, with --data, and its accuracy, with --eval: give one")
     graph = artifact.load(folder)
     found = read_plan(plan) if plan else reporting.plan_of(graph)
-    if found:
-        reporting.check(found, graph)
+    if found:  # before minutes of measurements
+        reporting.layer_names(graph, {name: each.shapes for name, each in found.layers.items()}, "the plan")
     accuracy, curvature = [], None
     if held_out or task:
         accuracy = _accuracy(folder, graph, checkpoint, beside or [], held_out, task, limit, threads)

@@ -9,6 +9,7 @@ from intq.console import Answer, step
 from intq.errors import IntqError
 from intq.networks import RANDOM_SAMPLES, asked, opened, refuse_options
 from intq.options import (
+    OFFERED,
     Budgets,
     Calibration,
     Checkpoint,
@@ -42,7 +43,7 @@ def search(
     data: Calibration = None,
     task: Task = None,
     random: Random = False,
-    offer: Offer = "W8A8,W4A8,W8A4,W4A4,W2A8,W2A4",
+    offer: Offer = OFFERED,
     keep: Keep = None,
     method: SearchMethod = "ilp",
     trials: Trials = 100,
@@ -62,16 +63,19 @@ def search(
       intq search my-resnet/ --data photos/ --budget size=7.5MB,bops=0.5x -o plan.json
       intq search my-resnet/ --data photos/ --max-drop 0.5 -o plan.json
       intq search sst2/ --task sst2 --budget size=0.6x --offer W8A8,W4A8 -o plan.json
+      intq search my-resnet/ --data photos/ --budget latency=0.8x -o plan.json
       intq quantize my-resnet/ --data photos/ --plan plan.json -o mixed
 
     Budgets: size, bops, latency, memory; absolute with a unit, or with x so many times what the network costs in W8A8.
+    For a budget of latency every layer is timed on this machine in all the bits that are offered, once: the table is
+    kept in the cache. For another machine make it there (intq bench CHECKPOINT --latencies FILE).
 
     [dim]JSON: {"plan", "model", "method", "error", "costs", "budgets", "w8a8", "gap", "search_seconds", "sensitivity",
     "sensitivity_seconds", "evaluations", "score", "layers": {name: {"weight_bits", "input_bits"}}, "fronts": {cost:
     [[cost, error]]}, "traces": {"weights" and "activations": {name: {...}}}}[/]
     """
     use_threads(threads)
-    from intq import searching
+    from intq import latency, searching
     from intq.baselines import METHODS
     from intq.budgets import parse_budgets
     from intq.cost import read_latencies
@@ -99,13 +103,26 @@ def search(
         report = lambda stage, done, total: advance(done, total, stage)  # noqa: E731
         prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=report, **given)
         seen = observe(prepared.model, prepared.samples, progress=report, **prepared.options)
+    if table is None and "latency" in {*budgets, minimize if max_drop is not None else ""}:
+        sizes, rate = searching.sizes_of(seen), domain.metadata(checkpoint).get("sample_rate")
+        with step("Timing layers") as advance:
+            table, _ = latency.measured(
+                seen,
+                checkpoint.name,
+                offered,
+                complete=prepared.complete,
+                threads=threads,
+                sequence=sizes.get("s"),
+                audio=sizes["t"] / rate if "t" in sizes else None,
+                progress=advance,
+            )
     with step("Measuring sensitivity") as advance:
         found = searching.sensitivities(
             seen.graph, seen.batches, sensitivity, probed, seed, lambda stage, done, total: advance(done, total, stage)
         )
     made, layers = searching.problem(seen, found, offered, keep or (), table)
     judged = functools.partial(
-        _points, domain, checkpoint, prepared, seen, held_out if held_out is not None or task else data, limit, given
+        _points, domain, checkpoint, prepared, seen, data if held_out is None else held_out, limit, given
     )
     with step("Searching") as advance:
         if max_drop is not None:

@@ -236,14 +236,14 @@ def halves(e, node: FloatNode, x: Value) -> tuple[Value, Value]:
             "shift": np.array(38, np.int32),
         }
         meaning = Quant("uint8", x.scale * BYTE, MIDDLE)
-        high = e.add("requantize", f"{x.name}.high", [x], meaning, node, whole, constants)
+        high = e.add("requantize", f"{x.name}.high_byte", [x], meaning, node, whole, constants)
         constants = {
             "multiplier_a": np.array(2**22, np.int32),
             "multiplier_b": np.array(-(2**30), np.int32),
             "offset": np.array(MIDDLE << 30, np.int64),
             "shift": np.array(22, np.int32),
         }
-        low = e.add("add", f"{x.name}.low", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
+        low = e.add("add", f"{x.name}.low_byte", [x, high], Quant("uint8", x.scale, 0), node, whole, constants)
         e.made[key] = (high, low)
     return e.made[key]
 

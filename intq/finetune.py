@@ -3,7 +3,7 @@
 What is trained is :class:`intq.backends.straight_through.IntegerNetwork`, so every evaluation along the way is that of
 the graph that would be written then. Everything random follows from the seed and the number of the step, and the state
 is written to disk now and then: a training that was killed goes on and ends with the same graph, bit for bit, on the
-same machine with as many threads.
+same machine with as many threads. Several processes (:mod:`intq.processes`) share each batch.
 
 Distillation adds, to the loss on labels, the distance from a teacher's answers and, of the float network itself, from
 the values at the ends of its blocks:
@@ -32,6 +32,7 @@ from intq.backends.straight_through import IntegerNetwork
 from intq.errors import IntqError, UnprovenError
 from intq.graph import Graph
 from intq.optimizers import optimizer_of
+from intq.processes import averaged, place
 
 STATE = "state.pt"
 WARM_UP = 0.05  # share of the steps in which the rate rises
@@ -112,6 +113,11 @@ def finetune(
         raise IntqError("distillation needs a teacher; give one, or set distill and hidden to 0")
     network = IntegerNetwork(graph, recipe.steps)
     optimizer = optimizer_of(network, recipe.optimizer, recipe.lr, recipe.step_lr, recipe.weight_decay, recipe.momentum)
+    index, count = place()
+    if recipe.batch < count:
+        raise IntqError(
+            f"{count} processes cannot share batches of {recipe.batch}: take larger ones or fewer processes"
+        )
     rates = [group["lr"] for group in optimizer.param_groups]
     each = max(1, data.size // recipe.batch)
     total = max(1, round(recipe.epochs * each))
@@ -120,20 +126,22 @@ def finetune(
     reached = total if stop_after is None else min(total, done + stop_after)
     for step, chosen in _batches(data, recipe, each, done, reached):
         generator = np.random.default_rng([recipe.seed, step])
-        inputs, targets = data.batch(chosen, generator)
+        own = generator if index == 0 else np.random.default_rng([recipe.seed, step, index])
+        inputs, targets = data.batch(chosen[index::count], own)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * _schedule(step / total)
         loss = _loss(network, inputs, targets, data, recipe, teacher, hidden)
-        losses = _checked(loss.item(), losses, folder, step)
+        (mean_loss,) = averaged([loss.detach()])
+        losses = _checked(mean_loss.item(), losses, folder, step)
         _update(network, optimizer, loss, recipe, generator)
         finished = step + 1
         at_end = finished % each == 0 or finished == total
         if at_end:
             row = {"step": finished, "epoch": round(finished / each, 3), "loss": round(losses["mean"], 6)}
-            if evaluate:
+            if evaluate and index == 0:
                 row |= evaluate(_exported(network, folder))
             history = [*history, row]
-        if at_end or finished % save_every == 0 or finished == reached:
+        if index == 0 and (at_end or finished % save_every == 0 or finished == reached):
             state.save(finished, network, optimizer, history, losses)
         if progress:
             progress(finished, total, f"loss {losses['mean']:.4f}")
@@ -203,17 +211,19 @@ def distance(output: Tensor, teacher: Tensor, temperature: float, kept: Tensor |
 
 def _update(network: IntegerNetwork, optimizer, loss: Tensor, recipe: Recipe, generator: np.random.Generator) -> None:
     optimizer.zero_grad(set_to_none=True)
-    if recipe.optimizer != "adahessian":
-        loss.backward()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    twice = recipe.optimizer == "adahessian"
+    gradients = torch.autograd.grad(loss, params, create_graph=twice, allow_unused=True, materialize_grads=True)
+    if not twice:
+        for p, g in zip(params, averaged(gradients), strict=True):
+            p.grad = g
         optimizer.step()
         return
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = torch.autograd.grad(loss, params, create_graph=True)
     signs = [torch.as_tensor(generator.integers(0, 2, p.shape) * 2.0 - 1).to(p) for p in params]
     products = torch.autograd.grad(gradients, params, signs, allow_unused=True, materialize_grads=True)
-    for p, g in zip(params, gradients, strict=True):
-        p.grad = g.detach()
-    optimizer.step([v * hv for v, hv in zip(signs, products, strict=True)])
+    for p, g in zip(params, averaged([g.detach() for g in gradients]), strict=True):
+        p.grad = g
+    optimizer.step(averaged([v * hv for v, hv in zip(signs, products, strict=True)]))
 
 
 def _checked(loss: float, losses: Mapping[str, float], folder: Path, step: int) -> dict[str, float]:

@@ -173,6 +173,49 @@ def versions() -> dict[str, str]:
     return found
 
 
+def latency_table(
+    source: str,
+    path: Path,
+    offer: str,
+    sequence: int | None,
+    audio: float | None,
+    seed: int,
+    threads: int | None,
+) -> dict[str, Any]:
+    """The documented value of `intq bench --latencies`, which is also written to ``path``: a checkpoint's layers or,
+    with random weights, an architecture's, timed in all the bits of ``offer``."""
+    from intq import latency
+    from intq.cost import bits_name, write_latencies
+    from intq.precision import parse_bits
+    from intq.quantize import observe
+
+    offered = parse_bits(offer)
+    if path.is_dir() or not path.parent.is_dir():
+        raise IntqError(f"{path} cannot be written: give the name of a file in a folder that exists")
+    if artifact.is_artifact(Path(source)):
+        raise IntqError(f"{source} is an artifact, whose layers have their bits: give the checkpoint it was made from")
+    random = source in domains.architectures() and not Path(source).exists()
+    domain, checkpoint = opened(source, seed, random=random)
+    with step(f"Observing {checkpoint.name}"):  # made-up data: it does not change how long layers take
+        prepared = domain.prepare(checkpoint, None, samples=RANDOM_SAMPLES, seed=seed)
+        seen = observe(prepared.model, prepared.samples, **prepared.options)
+    with step(f"Timing the layers of {checkpoint.name}") as advance:
+        table, kept = latency.measured(
+            seen,
+            checkpoint.name,
+            offered,
+            complete=prepared.complete,
+            threads=threads,
+            sequence=sequence,
+            audio=audio,
+            progress=advance,
+        )
+    write_latencies(path, table)
+    layers = {name: {bits_name(bits): s for bits, s in each.items()} for name, each in table.layers.items()}
+    told = {"network": table.network, "target": table.target, "threads": table.threads, "kept": str(kept)}
+    return {"latencies": str(path), **told, "other": table.other, "layers": layers}
+
+
 def compiled(folder: Path, threads: int | None) -> Callable:
     """The artifact's network for this machine."""
     with step(f"Loading {folder}"):

@@ -116,6 +116,7 @@ MaxDrop = Annotated[
 ]
 DropCost = Annotated[str, typer.Option(help="With --max-drop: what cheap means, size, bops, latency or memory.")]
 Offer = Annotated[str, typer.Option(metavar="WxAy,...", help="Bits of weights and inputs that layers may have.")]
+OFFERED = "W8A8,W4A8,W8A4,W4A4,W2A8,W2A4"
 Keep = Annotated[
     list[str] | None, typer.Option(metavar="LAYERS", help="Layers that keep 8 bits, by pattern; repeatable.")
 ]
@@ -129,7 +130,12 @@ SensitivitySamples = Annotated[
 ]
 LatencyFile = Annotated[
     Path | None,
-    typer.Option("--latencies", metavar="FILE", help="Measured times of every layer, for budgets of latency."),
+    typer.Option(
+        "--latencies",
+        metavar="FILE",
+        help="Times of every layer from `intq bench --latencies`, for budgets of latency.",
+        show_default="measured here, once",
+    ),
 ]
 Judging = Annotated[
     str | None,
@@ -183,6 +189,10 @@ Rate = Annotated[
 Optimizer = Annotated[str, typer.Option(help="adamw, sgd or adahessian.")]
 LearnedSteps = Annotated[
     str, typer.Option("--steps", help="Learn where activations clip (pact), or all steps (lsq), too.")
+]
+Settle = Annotated[
+    bool,
+    typer.Option("--settle", help="Settle BatchNorms' statistics on the calibration samples before they are folded."),
 ]
 WeightDecay = Annotated[float, typer.Option(min=0.0, help="By how much weights shrink, times the learning rate.")]
 
@@ -285,7 +295,19 @@ Top = Annotated[int, typer.Option(min=1, help="Print so many labels.")]
 # ---- bench -------------------------------------------------------------------------------------------------------
 
 FolderOrName = Annotated[
-    str, typer.Argument(metavar="DIR|NAME", help="An artifact, or an architecture to take with random weights.")
+    str,
+    typer.Argument(
+        metavar="DIR|NAME",
+        help="An artifact, or an architecture to take with random weights; with --latencies a checkpoint or a name.",
+    ),
+]
+LatencyOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--latencies",
+        metavar="FILE",
+        help="Instead measure how long every layer takes in each of --offer's bits, and write the table, JSON.",
+    ),
 ]
 BenchBatch = Annotated[int, typer.Option(min=1, help="Inputs a run.")]
 Sequence = Annotated[

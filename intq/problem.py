@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
-from intq.cost import Geometry, Latencies, bits_name, layer_bops, layer_bytes
+from intq.cost import Bits, Geometry, Latencies, bits_name, layer_bops, layer_bytes
 from intq.errors import IntqError
 
 ERROR, MEMORY = "error", "memory"
@@ -207,6 +208,7 @@ def problem_of(
     ties: Sequence[Sequence[str]] = (),
     moments: Sequence[Sequence[Live]] = (),
     latencies: Latencies | None = None,
+    offered: Collection[Bits] = (),
 ) -> Problem:
     """The search over a network's layers (:func:`intq.dataflow.layers`).
 
@@ -214,6 +216,8 @@ def problem_of(
     2020): ``weight_errors[layer][bits] + input_errors[layer][bits]``. The bits that a layer is offered are
     those that have errors; without input errors all inputs have 8 bits. Layers that are tied read one value: each
     brings its own error of reading it, or one of them the value's and the others 0.
+    ``offered``: the pairs of bits, of weights and inputs, that layers may have; a layer that has errors for none of
+    them, because it reads an input as it comes, may have all that it has errors for.
     Raises IntqError when a layer has no errors, or a latency is missing.
     """
     input_errors = input_errors if input_errors is not None else {name: {8: 0.0} for name in layers}
@@ -222,16 +226,12 @@ def problem_of(
         for what, errors in (("weights", weight_errors), ("inputs", input_errors)):
             if not errors.get(name):
                 raise IntqError(f"the error of the {what} of {name!r} is not known at any width; measure it first")
-        choices = []
-        for weight_bits, weight_error in sorted(weight_errors[name].items()):
-            for input_bits, input_error in sorted(input_errors[name].items()):
-                costs = {
-                    "size": layer_bytes(geometry, weight_bits),
-                    "bops": layer_bops(geometry, weight_bits, input_bits),
-                }
-                if latencies is not None:
-                    costs["latency"] = latencies.of(name, weight_bits, input_bits)
-                choices.append(Choice(weight_bits, input_bits, weight_error + input_error, costs))
+        choices, pairs = [], sorted(product(weight_errors[name], input_errors[name]))
+        for bits in [pair for pair in pairs if pair in offered] or pairs:
+            costs = {"size": layer_bytes(geometry, bits[0]), "bops": layer_bops(geometry, *bits)}
+            if latencies is not None:
+                costs["latency"] = latencies.of(name, *bits)
+            choices.append(Choice(*bits, weight_errors[name][bits[0]] + input_errors[name][bits[1]], costs))
         found.append(Layer(name, tuple(choices)))
     base = {} if latencies is None else {"latency": latencies.other}
     return Problem(tuple(found), tuple(map(tuple, ties)), tuple(map(tuple, moments)), base)

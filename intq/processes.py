@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -32,13 +33,29 @@ def state():
     return joined if joined.num_processes > 1 else None
 
 
+def place() -> tuple[int, int]:
+    """(this process's number, how many there are)."""
+    joined = state()
+    return (0, 1) if joined is None else (joined.process_index, joined.num_processes)
+
+
+@contextmanager
+def first_does():
+    """A block that processes pass after the first one: what this makes is there for the others."""
+    joined = state()
+    if joined is not None and not joined.is_main_process:
+        joined.wait_for_everyone()
+    yield
+    if joined is not None and joined.is_main_process:
+        joined.wait_for_everyone()
+
+
 def share(items: Sequence[T]) -> list[tuple[int, T]]:
     """This process's part of the items, each with its place among all: every n-th of n processes.
 
     Raises IntqError where there are fewer items than processes.
     """
-    joined = state()
-    index, count = (0, 1) if joined is None else (joined.process_index, joined.num_processes)
+    index, count = place()
     if len(items) < count:
         raise IntqError(
             f"{count} processes cannot share {len(items)} batches: take smaller batches (intq.losses.split) or fewer "
@@ -50,6 +67,16 @@ def share(items: Sequence[T]) -> list[tuple[int, T]]:
 def summed(x: Tensor) -> Tensor:
     """The sum of the processes' tensors, which all of them get."""
     return _exchanged(x, torch.distributed.all_reduce)
+
+
+def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The means over the processes of each tensor, exchanged all at once."""
+    count = place()[1]
+    if count == 1:
+        return list(tensors)
+    whole = summed(torch.cat([x.flatten() for x in tensors])) / count
+    parts = whole.split([x.numel() for x in tensors])
+    return [part.reshape(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
 
 def from_first(x: Tensor) -> Tensor:

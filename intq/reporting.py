@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from intq.bench import length_of
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.networks import asked, versions
-from intq.precision import PrecisionPlan, from_document
+from intq.precision import PrecisionPlan, Shapes, from_document
 
 BATCH = 8  # samples that go through the float network together
 
@@ -84,14 +85,19 @@ def facts(
 def layers(
     graph: Graph, sizes: Mapping[str, int], plan: PrecisionPlan | None = None, timed: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each layer that has weights to multiply by; the last, of no name, is all the rest."""
+    """A row for each layer that has weights to multiply by; the last, of no name, is all the rest.
+
+    Raises IntqError for a plan of another network.
+    """
     products = {product.node: product for product in cost.products(graph, sizes)}
     sqnr = {each["name"]: each["sqnr_db"] for each in graph.metadata.get("layers", ())}
     ms = {each["name"]: each["ms"] for each in timed["layers"]} if timed else {}
-    names = list(dict.fromkeys(node.source for node in graph.nodes if node.op in cost.CONTRACTIONS))
-    rows = {name: _row(name) for name in (*names, "")}
+    names = {node.source: node.source for node in graph.nodes if node.op in cost.CONTRACTIONS}
+    if plan:
+        names = layer_names(graph, {name: layer.shapes for name, layer in plan.layers.items()}, "the plan")
+    rows = {name: _row(name) for name in (*names.values(), "")}
     for node in graph.nodes:
-        row = rows[node.source if node.source in rows else ""]
+        row = rows[names.get(node.source, "")]
         row["bytes"] += cost.node_bytes(node)
         row["ms"] += ms.get(node.name, 0.0)
         if (product := products.get(node.name)) is not None:
@@ -125,14 +131,27 @@ def _told(plan: PrecisionPlan | None) -> dict[str, Any] | None:
     return {name: getattr(plan, name) for name in names} | {"fronts": fronts}
 
 
-def check(plan: PrecisionPlan, graph: Graph) -> None:
-    """Raise IntqError unless a plan names the layers of a network."""
-    mine = {node.source for node in graph.nodes if node.op in cost.CONTRACTIONS}
-    if differing := sorted(mine ^ set(plan.layers)):
+def layer_names(graph: Graph, shapes: Mapping[str, Shapes], whose: str) -> dict[str, str]:
+    """{source of nodes: layer of the float network}, by the names and weights that a plan or that network has.
+
+    A layer that ends in a curve has the curve's name in the integer network: those are told by their order, which is
+    the same, and their sizes. Raises IntqError when the weights are another network's.
+    """
+    mine: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op in cost.CONTRACTIONS:
+            mine.setdefault(node.source, node.constants["weight"].size)
+    sizes = {name: math.prod(each[0]) for name, each in shapes.items()}
+    found = {name: name for name in mine if name in sizes}
+    found |= dict(zip((n for n in mine if n not in sizes), (n for n in sizes if n not in mine), strict=False))
+    differing = [name for name, size in mine.items() if name not in found or sizes[found[name]] != size]
+    if differing or len(mine) != len(sizes):
+        where = f": {differing[0]} is not the same" if differing else ""
         raise IntqError(
-            f"the plan is for another network ({plan.network}, {len(plan.layers)} layers) than this one "
-            f"({len(mine)} layers): {differing[0]} is in one of them alone; leave out --plan, or give its own"
+            f"{whose} is of another network ({len(sizes)} layers) than this artifact ({len(mine)} layers){where}; give "
+            "that of the network which it was made from"
         )
+    return found
 
 
 def row(name: str, arithmetic: str, value: Mapping[str, Any], data: str | None, graph: Graph | None) -> dict[str, Any]:
@@ -171,12 +190,7 @@ def curvature_of(
 
     prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=progress, **given)
     seen = observe(prepared.model, prepared.samples, progress=progress, **prepared.options)
-    mine, its = ({n.source for n in graph.nodes if n.op in cost.CONTRACTIONS}, {*shapes(seen.graph)})
-    if differing := sorted(mine ^ its):
-        raise IntqError(
-            f"{checkpoint.name} is another network than that of the artifact: {differing[0]} is a layer of one of them "
-            "alone; give the checkpoint that it was made from"
-        )
+    layer_names(graph, {name: each.shapes for name, each in shapes(seen.graph).items()}, checkpoint.name)
     loss = relative(of_graph(seen.graph))
     batches = with_own_answers(seen.graph.run, split(seen.batches, BATCH))
     top = eigenvalues(loss, batches, seed=seed, progress=lambda done, total: progress("eigenvalues", done, total))

@@ -26,7 +26,7 @@ from intq.hessian import Trace, traces
 from intq.losses import of_graph, split, with_drawn_answers, with_own_answers
 from intq.plan import LEVELS, NIBBLE
 from intq.precision import PrecisionPlan, plan_of
-from intq.problem import Assignment, Choice, Layer, Problem, problem_of, uniform_plan
+from intq.problem import Assignment, Choice, Problem, problem_of, uniform_plan
 from intq.quantize import Observed, quantized
 from intq.quants import affine
 from intq.search import pareto
@@ -166,14 +166,10 @@ def problem(
         counted.add(value)
         input_errors[name] = {b: input_errors[name].get(b, 0.0) + e for b, e in errors.items()}
     moments = dataflow.moments(graph, sizes, seen.options.residual_bits)
-    made = problem_of(layers, weight_errors, input_errors, ties=ties, moments=moments, latencies=latencies)
-    return replace(made, layers=tuple(_offered(layer, offered) for layer in made.layers)), layers
-
-
-def _offered(layer: Layer, pairs: Sequence[Bits]) -> Layer:
-    """The layer with those of its choices that are offered; all, where an input as it comes leaves none."""
-    kept = tuple(choice for choice in layer.choices if choice.bits in pairs)
-    return replace(layer, choices=kept or layer.choices)
+    made = problem_of(
+        layers, weight_errors, input_errors, ties=ties, moments=moments, latencies=latencies, offered=offered
+    )
+    return made, layers
 
 
 def sizes_of(seen: Observed) -> dict[str, int]:
@@ -268,6 +264,12 @@ def _plan(
         sensitivity_seconds=found.seconds,
         fronts={cost: tuple(points) for cost, points in fronts.items()},
     )
+
+
+def uniform(graph: FloatGraph, pair: Bits) -> dict[str, Choice]:
+    """The same bits for every layer, (weights, inputs); what reads the network's input takes it in 8."""
+    given = dataflow.input_readers(graph)
+    return {name: Choice(pair[0], 8 if name in given else pair[1], 0.0) for name in dataflow.shapes(graph)}
 
 
 def applied(seen: Observed, choices: Mapping[str, Choice], rounding: str = "nearest") -> Graph:

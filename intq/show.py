@@ -182,6 +182,28 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
     )
 
 
+def latencies(value: dict[str, Any], most: int = 12) -> tuple:
+    """`intq bench --latencies` for people: the slowest layers and the whole, in ms."""
+    layers = value["layers"]
+    pairs = list(dict.fromkeys(bits for each in layers.values() for bits in each))
+    slowest = sorted(layers, key=lambda name: -max(layers[name].values()))[:most]
+    table = Table("layer", *(Column(bits, justify="right") for bits in pairs), box=None, header_style="dim")
+    for name in slowest:
+        table.add_row(escape(name), *(_milliseconds(layers[name].get(bits)) for bits in pairs))
+    return (
+        f"[b]{escape(value['network'])}[/] on {value['target']}, {value['threads']} threads: the slowest "
+        f"{len(slowest)} of {len(layers)} layers, ms of one input:",
+        table,
+        f"All that is no layer: {_milliseconds(value['other'])} ms.",
+        f"[dim]The cache keeps it in {value['kept']}: remove that to measure again\nNext: intq search CHECKPOINT "
+        f"--budget latency=0.8x --latencies {value['latencies']}[/]",
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4f}"
+
+
 def verdict(value: dict[str, Any]) -> tuple:
     """`intq verify` for people."""
     table = Table(box=None, show_header=False)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from intq import artifact
+from intq.batchnorm import settled
 from intq.console import step
 from intq.errors import IntqError
 from intq.finetune import Outcome, Recipe, finetune
 from intq.graph import Graph
+from intq.processes import first_does
 
 TRAINING = ".training"  # what the folder of a training's state has behind the output's name
 START, ASKED = "start", "asked.json"
@@ -40,20 +42,25 @@ def tuned(
     samples: int,
     limit: int | None,
     options: Mapping[str, Any],
+    settle: bool = False,
     check: Callable | None = None,
     save_every: int = 100,
 ) -> Outcome:
     """The outcome of a training, new or continued; its graph is complete and ready to be written.
 
     ``options``: of quantization; ``check`` may refuse its float graph. ``teacher``: a checkpoint of the same domain.
-    ``held_out``: data to evaluate on.
+    ``held_out``: data to evaluate on. ``settle``: BatchNorms take the statistics of the calibration samples first.
     """
     folder, given = training_folder(output), {"task": task} if task else {}
-    asked = {"recipe": asdict(recipe), "data": data, "task": task, "samples": samples}
+    asked = {"recipe": asdict(recipe), "data": data, "task": task, "samples": samples, "settle": settle}
     asked |= {"model": checkpoint.name, "options": dict(sorted(options.items()))}
     _same(folder, asked)
     prepared = domain.prepare(checkpoint, data, samples=samples, seed=recipe.seed, **given, **options)
-    graph = _start(folder, prepared, asked, checkpoint.name, check)
+    if settle:
+        image = {name: prepared.options[name] for name in ("mean", "std") if name in prepared.options}
+        prepared = replace(prepared, model=settled(prepared.model, prepared.samples, **image))
+    with first_does():
+        graph = _start(folder, prepared, asked, checkpoint.name, check)
     examples = domain.training(checkpoint, data, **given)
     with step(f"Training {checkpoint.name}") as advance:
         return finetune(

@@ -19,7 +19,7 @@ from intq.value import Value
 
 def structure(graph: Graph) -> str:
     """SHA-256 of all of a graph that its library depends on, and of the compiler itself."""
-    state, values = hashlib.sha256(_compiler_digest()), graph.values
+    state, values = hashlib.sha256(compiler_digest()), graph.values
     for value in graph.inputs:
         state.update(f"{value.name} {value.shape} {value.dtype}\n".encode())
     for node in graph.nodes:
@@ -57,12 +57,12 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     return str(parts)
 
 
-def _compiler_digest() -> bytes:
+def compiler_digest() -> bytes:
     """Of the sources of the compiler and of the bodies it compiles: a library made by other ones is not used."""
     here = Path(__file__).resolve().parent
     ops = Path(__import__("intq.ops").ops.__file__).resolve().parent
     state = hashlib.sha256()
-    bodies = [*ops.glob("*.py"), ops.parent / "fixedpoint.py", ops.parent / "curves.py"]
+    bodies = [*ops.glob("*.py"), *(ops.parent / name for name in ("fixedpoint.py", "curves.py", "packing.py"))]
     for path in sorted([*here.rglob("*.py"), *bodies]):
         state.update(path.read_bytes())
     return state.digest()

@@ -11,6 +11,7 @@ from intq.kernels.cpu import frames, heads
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
 from intq.kernels.cpu.runs import DOUBLE, Run, runs
+from intq.packing import pack
 from intq.value import DTYPE_RANGE, Value
 
 HIGH_WORD = 32  # a shift by 32 or more is the choice of the high word, then a 32-bit shift by the rest
@@ -22,6 +23,7 @@ PER_CHANNEL = (
 WINDOWED = ("conv2d", "avg_pool2d", "max_pool2d")
 EMBEDDING_TABLES = ("word", "word_multiplier", "position", "segment")
 PAIR = {"amx": 4, "vnni": 4, "avx2": 2, "plain": 1}  # consecutive k of one column that lie together
+PASS = {"avx2": 16}  # columns of a block whose sums registers hold: fewer than all
 
 NO_RESCALE = (
     *EMBEDDING_TABLES,
@@ -53,7 +55,7 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
             weight = weight[:, :, None]  # (co, k, 1, ci): frames are the rows of an image that is one pixel wide
         pack_weights = depthwise_weights if plan.mode == "depthwise" else weights
         packed = epilogue(rescale_of(node, inputs), output_blocks(plan), constants.get("lift"))
-        out = [pack_weights(plan, weight), packed]
+        out = [narrowed(plan, pack_weights(plan, weight)), packed]
     elif "table" in constants:
         out = [constants["table"]]
     elif node.op == "attention":
@@ -107,7 +109,7 @@ def output_blocks(plan: Plan) -> Blocks:
 
 
 def weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
-    """(co, kh, kw, ci) int8 -> flat int8: per group, per block of columns, k by k in the plan's order."""
+    """(co, kh, kw, ci) int8 -> flat int8: per group, per block of columns, pass by pass, k by k in the plan's order."""
     rows = weight.reshape(plan.groups, plan.columns, -1)
     if plan.mode == "dense":
         rows = np.pad(rows, ((0, 0), (0, -plan.columns % DOUBLE.width), (0, 0)))
@@ -120,9 +122,9 @@ def _block(plan: Plan, rows: np.ndarray, at: int, block: tuple[Run, ...]) -> np.
     order = np.concatenate([at + run.start + run.order for run in block])
     columns = np.zeros((padded_width(block), rows.shape[1]), np.int8)
     columns[: len(order)] = rows[order]
-    pair = PAIR[plan.isa_name]
     if plan.isa_name != "amx":
-        return columns.reshape(len(columns), -1, pair).transpose(1, 0, 2).ravel()
+        at_once, pair = PASS.get(plan.isa_name, len(columns)), PAIR[plan.isa_name]
+        return columns.reshape(-1, at_once, rows.shape[1] // pair, pair).swapaxes(1, 2).ravel()
     tiles = columns.reshape(-1, 16, plan.steps, plan.step // 4, 4).transpose(
         0, 2, 3, 1, 4
     )  # (tile, step, k/4, column, 4)
@@ -141,6 +143,14 @@ def depthwise_weights(plan: Plan, weight: np.ndarray) -> np.ndarray:
             taps = taps.transpose(1, 2, 0)
         out.append(taps.ravel())
     return np.concatenate(out)
+
+
+def narrowed(plan: Plan, weight: np.ndarray) -> np.ndarray:
+    """Flat weights as memory holds them: of fewer than 8 bits two or four to a byte, chunk by chunk, see Plan.chunk."""
+    if plan.weight_bits == 8:
+        return weight
+    fields = np.pad(weight, (0, -weight.size % plan.chunk)).reshape(-1, plan.per_byte, plan.chunk // plan.per_byte)
+    return pack(fields.swapaxes(1, 2), plan.weight_bits).view(np.int8)
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,13 @@ def network(checkpoint: Checkpoint) -> Predict:
 def calibration(
     checkpoint: Checkpoint, data: str | None, task: str | None, samples: int, seed: int
 ) -> list[np.ndarray]:
-    """Batches of ids int32 (n, s): texts chosen at random from the data, or random ids when there is none.
+    """Batches of ids int32 (n, s): texts chosen at random from the data, or when there is none random words, of an
+    architecture without a tokenizer random ids.
 
     data, task: as `evaluate` takes them; labels are not needed. A text that is too long is cut.
     """
     if data is None and task is None:
-        return _random_ids(checkpoint, samples, seed)
+        return (_random_words if checkpoint.tokenizer else _random_ids)(checkpoint, samples, seed)
     if task is not None:
         known = tasks.task(task)
         check_head(known, metadata(checkpoint))

@@ -5,12 +5,14 @@ Scales are chosen so that values spread over their range: some clamp, most do no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from intq.fixedpoint import dyadic_terms, offset_of
 from intq.graph import Graph, Node, make_node
+from intq.ops.contract import weight_limit
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, Value
 
@@ -263,3 +265,21 @@ def pixels(graph: Graph, batch: int = 2, seed: int = 0) -> np.ndarray:
     """A random input of a graph of images."""
     shape = (batch, *graph.inputs[0].shape[1:])
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def narrowed(graph: Graph, bits: Mapping[str, int]) -> Graph:
+    """The same network with the weights of some nodes cut down to so many bits, their shifts with them."""
+    values, nodes = {x.name: x for x in graph.inputs}, []
+    for node in graph.nodes:
+        constants, attrs, output = dict(node.constants), dict(node.attrs), node.output
+        if node.name in bits:
+            fewer, share = 8 - bits[node.name], weight_limit(bits[node.name]) / 127
+            constants["weight"] = np.rint(constants["weight"] * share).astype(np.int8)
+            constants["shift"] = constants["shift"] - np.int32(fewer)
+            constants["offset"] = constants["offset"] >> fewer
+            attrs["weight_bits"] = bits[node.name]
+        inputs, facts = [values[name] for name in node.inputs], {"dtype": output.dtype, "scale": output.scale}
+        again = make_node(node.op, node.name, inputs, **facts, attrs=attrs, constants=constants, source=node.source)
+        values[node.name] = again.output
+        nodes.append(again)
+    return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.metadata)

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from graphs import narrowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from text_graphs import random_text_graph, sentences
 
 from intq import artifact
@@ -119,6 +121,9 @@ def small_text_network() -> Graph:
     return Graph((ids,), tuple(nodes), (scores.name, y.name), {"name": "small text"})
 
 
+NARROW = {"conv": 4, "scores": 2}
+
+
 @pytest.fixture
 def saved(tmp_path):
     small_network().save(tmp_path / "net")
@@ -228,11 +233,12 @@ def test_an_edited_graph_is_refused_even_with_its_hash_mended(saved, change, mes
         artifact.load(saved)
 
 
-@given(st.sampled_from([artifact.GRAPH_FILE, artifact.WEIGHTS_FILE]), st.data())
-@settings(max_examples=60, deadline=None)
-def test_damage_is_found(tmp_path_factory, name, data):
+@given(st.booleans(), st.sampled_from([artifact.GRAPH_FILE, artifact.WEIGHTS_FILE]), st.data())
+@settings(max_examples=120, deadline=None)
+def test_damage_is_found(tmp_path_factory, packed, name, data):
     folder = tmp_path_factory.mktemp("damage") / "net"
-    small_network().save(folder)
+    graph = narrowed(small_network(), NARROW if packed else {})
+    graph.save(folder)
     raw = bytearray((folder / name).read_bytes())
     at = data.draw(st.integers(0, len(raw) - 1))
     if data.draw(st.booleans()):
@@ -245,8 +251,8 @@ def test_damage_is_found(tmp_path_factory, name, data):
     except IntqError:
         return
     # White space or an equal spelling of the same JSON may differ: then nothing that is run or shown does.
-    assert loaded.text() == small_network().text()
-    assert artifact.digest(loaded) == artifact.digest(small_network())
+    assert loaded.text() == graph.text()
+    assert artifact.digest(loaded) == artifact.digest(graph)
 
 
 @pytest.mark.parametrize("name", [artifact.GRAPH_FILE, artifact.WEIGHTS_FILE])
@@ -254,3 +260,82 @@ def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     with pytest.raises(IntqError, match=name):
         artifact.load(saved)
+
+
+def test_narrow_weights_are_stored_packed_and_load_to_the_same_integers(tmp_path):
+    graph = narrowed(small_network(), NARROW)
+    graph.save(tmp_path / "net")
+    document = json.loads((tmp_path / "net" / artifact.GRAPH_FILE).read_text())
+    assert (document["version"], document["nodes"][0]["packed"]) == (3, {"weight": [8, 3, 3, 3]})
+    stored = load_file(tmp_path / "net" / artifact.WEIGHTS_FILE)
+    assert stored["conv/weight"].nbytes == 8 * 27 // 2 and stored["scores/weight"].nbytes == 5 * 32 // 4
+    loaded = artifact.load(tmp_path / "net")
+    assert loaded.text() == graph.text() and artifact.digest(loaded) == artifact.digest(graph)
+    for node, again in zip(graph.nodes, loaded.nodes, strict=True):
+        for key, array in node.constants.items():
+            assert again.constants[key].dtype == array.dtype
+            np.testing.assert_array_equal(again.constants[key], array)
+
+
+def test_narrow_weights_take_half_and_a_quarter_of_the_file(tmp_path):
+    x = Value("x", ("n", 512), "uint8", 0, 255)
+    constants = {
+        "weight": spread(512, 512),
+        "multiplier": np.full(512, 2**30, np.int32),
+        "offset": np.full(512, 1 << 19, np.int64),
+        "shift": np.full(512, 20, np.int32),
+    }
+    attrs = {"low": -(2**31), "high": 2**31 - 1}
+    graph = Graph((x,), (make_node("linear", "y", [x], dtype="int32", attrs=attrs, constants=constants),), ("y",))
+    size = {}
+    for bits in (8, 4, 2):
+        (graph if bits == 8 else narrowed(graph, {"y": bits})).save(tmp_path / str(bits))
+        size[bits] = (tmp_path / str(bits) / artifact.WEIGHTS_FILE).stat().st_size
+    assert 0.5 <= size[4] / size[8] < 0.52
+    assert 0.25 <= size[2] / size[8] < 0.28
+
+
+def test_a_network_without_narrow_weights_has_the_document_that_it_had(saved):
+    document = json.loads((saved / artifact.GRAPH_FILE).read_text())
+    assert document["version"] == 2 and not any("packed" in node for node in document["nodes"])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_artifacts_of_older_versions_load(saved, version):
+    edit(saved, lambda d: d.update(version=version))
+    assert artifact.digest(artifact.load(saved)) == artifact.digest(small_network())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n: n["packed"].update(weight=[8, 3, 3, 4]), "malformed"),
+        (lambda n: n["packed"].update(weight=[-8, -3, 3, 3]), "malformed|weight"),
+        (lambda n: n["packed"].update(weight=[8, 9, 3, 1]), "channels"),
+        (lambda n: n["packed"].update(weight=[2**80]), "malformed"),
+        (lambda n: n["packed"].update(weight=None), "malformed"),
+        (lambda n: n.update(packed=5), "malformed"),
+        (lambda n: n["packed"].update(multiplier=[8]), "malformed"),
+        (lambda n: n.pop("packed"), "must be int8"),
+        (lambda n: n["attrs"].update(weight_bits=2), "malformed"),
+        (lambda n: n["attrs"].update(weight_bits=0), "malformed"),
+        (lambda n: n["attrs"].update(weight_bits="4"), "malformed"),
+        (lambda n: n["attrs"].pop("weight_bits"), "malformed"),
+    ],
+)
+def test_an_edited_packing_is_refused(tmp_path, change, message):
+    narrowed(small_network(), NARROW).save(tmp_path / "net")
+    edit(tmp_path / "net", lambda document: change(document["nodes"][0]))
+    with pytest.raises(IntqError, match=message):
+        artifact.load(tmp_path / "net")
+
+
+def test_packed_bytes_beyond_the_narrow_range_are_refused(tmp_path):
+    folder = tmp_path / "net"
+    narrowed(small_network(), NARROW).save(folder)
+    constants = load_file(folder / artifact.WEIGHTS_FILE)
+    constants["conv/weight"] = np.zeros_like(constants["conv/weight"])  # of four bits the lowest, -8
+    save_file(constants, folder / artifact.WEIGHTS_FILE)
+    edit(folder, lambda d: d.update(weights_sha256=artifact._file_digest(folder / artifact.WEIGHTS_FILE)))
+    with pytest.raises(IntqError, match="must lie within 7, found 8"):
+        artifact.load(folder)

@@ -1,6 +1,12 @@
 """Training: exact at every step, resumable to the last bit, and refused in one sentence where it cannot go on."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +160,44 @@ def test_the_distance_is_that_of_the_paper():
     kept = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(distance(y, t, 2.0, kept), (rows[0] + rows[2]) / 2)
     torch.testing.assert_close(distance(y[:, :1], t[:, :1], 2.0), (y - t)[:, 0].square().mean())
+
+
+PART = """
+import sys, torch
+from test_finetune import GRAPH, RECIPE, TwoKinds
+from intq.artifact import digest
+from intq.finetune import finetune
+torch.set_num_threads(1)
+print(digest(finetune(GRAPH, TwoKinds(spread=3.0), RECIPE, folder=__import__("pathlib").Path(sys.argv[1])).graph))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_network(tmp_path):
+    """Each takes half of every batch; both have the same network, which learns."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    here = Path(__file__).parent
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}:{here.parent}"}
+    parts = [
+        subprocess.Popen(
+            [sys.executable, "-c", PART, str(tmp_path / "state")],
+            env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    one, other = (part.communicate(timeout=300)[0].strip() for part in parts)
+    assert one == other and len(one) == 64
+    kept = torch.load(tmp_path / "state" / STATE, weights_only=True)
+    assert kept["step"] == 20
+    alone = finetune(GRAPH, TwoKinds(spread=3.0), RECIPE, folder=tmp_path / "alone")
+    history = json.loads(kept["history"])
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+    assert history[0]["loss"] == pytest.approx(alone.history[0]["loss"], rel=0.1), "the same batches"
 
 
 def test_what_cannot_go_on_says_why(tmp_path, data):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each room sees the rooms above it and itself. A module that is in no room fails the test: give it its place here.
 ROOMS = (
-    {"intq.errors", "intq.ranking", "intq.lines", "intq.documents", "intq.budgets"},
+    {"intq.errors", "intq.ranking", "intq.lines", "intq.packing", "intq.documents", "intq.budgets"},
     {"intq.fixedpoint", "intq.dims"},
     {"intq.value"},
     {"intq.curves"},
@@ -53,6 +53,7 @@ ROOMS = (
         "intq.emit_moves",
         "intq.emit_transformer",
         "intq.quantize",
+        "intq.batchnorm",
         "intq.optimizers",
         "intq.finetune",
         "intq.dataflow",
@@ -81,13 +82,17 @@ ROOMS = (
         "intq.reporting",
         "intq.plots",
         "intq.report",
+        "intq.latency",
         "intq.cli",
         "intq.__main__",
     },
 )
 TRAINING = {name for room in ROOMS if "intq.quantize" in room for name in room}
 # The outer houses, and what they may see of intq.
-KERNELS_SEE = {"intq.errors", "intq.fixedpoint", "intq.dims", "intq.value", "intq.curves", "intq.ops", "intq.graph"}
+KERNELS_SEE = {
+    *("intq.errors", "intq.packing", "intq.fixedpoint", "intq.dims"),
+    *("intq.value", "intq.curves", "intq.ops", "intq.graph"),
+}
 DOMAINS_SEE = set().union(*ROOMS[:-1])
 DOMAINS = ("intq.vision", "intq.nlp", "intq.speech")
 PRETRAINED = {"intq.pretrained", *DOMAINS}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from compiled import assert_same, here, loaded
+from graphs import narrowed
 
 from intq.backends import reference
 from intq.curves import fit
@@ -215,6 +216,67 @@ def test_convolutions_over_any_number_of_frames(isa, tmp_path):
             for _ in range(3):  # threads that step on each other do so now and then
                 for name, ours, theirs in zip(graph.outputs, network(*inputs), expected, strict=True):
                     np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {n} of {s} frames")
+
+
+def many_weights(rng) -> Graph:
+    """Convolutions whose threads unpack blocks of narrow weights: of columns of their own, or for rows of their own."""
+    one, none, same = (1, 1), (0, 0, 0, 0), (1, 1, 1, 1)
+    cases = [  # h, w, ci, co, kernel, stride, padding, dilation, groups
+        (7, 7, 512, 160, (3, 3), one, same),  # columns, the last block is narrower
+        (7, 6, 1024, 80, (1, 1), one, none),
+        (3, 3, 512, 144, (3, 3), one, same),  # windows copied out
+        (14, 14, 128, 136, (3, 3), one, same),  # rows
+        (40, 40, 64, 130, (3, 3), one, same),  # rows, many tiles of them
+        (40, 40, 128, 72, (3, 3), one, same),
+        (12, 12, 320, 256, (3, 3), one, same, one, 2),
+        (29, 29, 100, 96, (5, 5), (2, 2), (2, 2, 2, 2)),
+    ]
+    parts = [convolution(i, rng, *case) for i, case in enumerate(cases)]
+    parts.append(convolution(len(parts), rng, 6, 6, 512, 48, (3, 3), one, same, extreme=True))
+    return Graph(tuple(x for xs, _ in parts for x in xs), tuple(n for _, n in parts), tuple(n.name for _, n in parts))
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize(
+    ("make", "widths", "sizes"),
+    [
+        (shapes, (4, 2), [(1, 1), (3, 1)]),
+        (many_weights, (4, 4), [(1, 1), (2, 1)]),
+        (many_weights, (2, 2), [(1, 1), (2, 1)]),
+        (linears, (2, 4), [(1, 1), (0, 9), (1, 5), (3, 7), (1, 33), (1, 291), (5, 140)]),
+        (convolutions_over_frames, (4, 2), [(1, 1), (0, 9), (3, 31), (1, 33), (1, 700)]),
+    ],
+)
+def test_narrow_weights_of_every_shape(make, widths, sizes, isa, tmp_path):
+    """On one thread and on two, again and again: what a thread has unpacked is what it reads."""
+    rng = np.random.default_rng(17)
+    graph = make(rng)
+    layers = [node.name for node in graph.nodes if "weight" in node.constants]
+    graph = narrowed(graph, {name: widths[i % 2] for i, name in enumerate(layers)})
+    library = lower.build(graph, "cpu", isa).keep(tmp_path)
+    for n, s in sizes:
+        shape = {"n": n, "s": s}
+        for least in (0, 1):  # of random inputs, and of inputs that are all as large as can be
+            inputs = [
+                rng.integers(v.high * least or v.low, v.high, bind_shape(v.shape, shape), endpoint=True).astype(v.dtype)
+                for v in graph.inputs
+            ]
+            expected = reference.run(graph, *inputs)
+            for threads in (1, 2):
+                network = runtime.load(graph, library, threads)
+                for _ in range(2):
+                    for name, ours, theirs in zip(graph.outputs, network(*inputs), expected, strict=True):
+                        np.testing.assert_array_equal(ours, theirs, err_msg=f"{name}, {n} x {s}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_narrow_weights_are_packed_in_memory(isa):
+    """Two and four to a byte in what a loaded network keeps."""
+    graph, size = many_weights(np.random.default_rng(19)), {}
+    for bits in (8, 4, 2):
+        nodes = narrowed(graph, {node.name: bits for node in graph.nodes} if bits < 8 else {}).nodes
+        size[bits] = sum(pack.arrays(node, (graph.values[node.inputs[0]],), isa)[0].nbytes for node in nodes)
+    assert (size[4], size[2]) == (size[8] // 2, size[8] // 4)
 
 
 @pytest.mark.parametrize("isa", ISAS)

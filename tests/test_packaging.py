@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(root, wheel):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     assert {name for name in held if name.endswith(".py")} == set(sources(root))
-    assert {Path(name).suffix for name in held} <= {".py", ".json"}
+    assert {Path(name).suffix for name in held} <= {".py", ".json", ".css"} and "intq/report.css" in held
     assert licences
 
 

@@ -9,15 +9,19 @@ from graphs import random_graph
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from text_graphs import random_text_graph
+from torch import nn
 from typer.testing import CliRunner
 
 from intq import artifact
 from intq.cli import app
 from intq.cost import network_cost
+from intq.dataflow import shapes
+from intq.errors import IntqError
 from intq.plots import scientific
 from intq.precision import read_plan, write_plan
+from intq.quantize import observe, quantized
 from intq.report import page
-from intq.reporting import facts
+from intq.reporting import facts, layer_names
 from intq.vision.synthetic import random_images, random_model
 
 torch.set_num_threads(1)
@@ -184,6 +188,18 @@ def test_a_bare_artifact_has_a_report(graph, tmp_path):
     assert value["costs"]["bops"] == network_cost(graph, sizes).bops > 0
 
 
+def test_layers_are_told_by_order_where_curves_end_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3)).eval()
+    seen = observe(model, [torch.randn(16, 8)], rounding="nearest")
+    graph, known = quantized(seen), {name: each.shapes for name, each in shapes(seen.graph).items()}
+    assert layer_names(graph, known, "it") == {"1": "0", "3": "2", "4": "4"}
+    with pytest.raises(IntqError, match=r"it is of another network \(3 layers\) than this artifact \(3 layers\): 3 is"):
+        layer_names(graph, {**known, "2": ((4, 7),)}, "it")
+    with pytest.raises(IntqError, match=r"it is of another network \(4 layers\)"):
+        layer_names(graph, {**known, "5": ((2, 2),)}, "it")
+
+
 def test_names_are_words_and_no_markup(tmp_path):
     graph = random_graph(2, blocks=1)
     artifact.save(graph, tmp_path / "net")
@@ -204,10 +220,10 @@ def test_it_refuses_in_one_sentence_and_writes_nothing(made, tmp_path):
     plan = read_plan(made / "plan.json")
     write_plan(tmp_path / "other.json", type(plan)("other", {"only": next(iter(plan.layers.values()))}))
     said = complaint("report", net, "-o", file, "--plan", tmp_path / "other.json")
-    assert "the plan is for another network (other, 1 layers)" in said
+    assert "the plan is of another network (1 layers) than this artifact (10 layers)" in said
     answer("quantize", "small_mobilenet_v2", "--random", "-o", tmp_path / "mobile")
     said = complaint("report", tmp_path / "mobile", "-o", file, *small, "--data", made / "photos", "--samples", 2)
-    assert "is another network than that of the artifact" in said
+    assert "resnet8 is of another network (10 layers)" in said
     assert not file.exists()
 
 

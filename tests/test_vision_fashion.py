@@ -1,4 +1,4 @@
-"""scripts/train_fashion from idx files to the comparison, on a data set small enough to train on in a second."""
+"""scripts/train_fashion and scripts/accuracy_mixed from idx files to the tables, on images learned in a second."""
 
 import gzip
 import json
@@ -48,3 +48,26 @@ def test_trains_once_and_compares(name, cache, root):
     assert row["difference"] == pytest.approx(100 * (row["int8"] - row["float"]))
     (trained,) = (cache / "fashion-models").iterdir()
     assert load(trained).input_size == (28, 28)
+
+
+def test_mixed_precision_is_measured_once(cache, root):
+    command = [root / "scripts" / "accuracy_mixed", "--networks", "small_resnet", "--samples", "16", "--threads", "1"]
+    command += ["--rounding", "nearest", "--epochs", "0.2", "--sensitivity", "fisher", "--trials", "4", "--json"]
+    environment = {**os.environ, "INTQ_CACHE": str(cache)}
+
+    def table(*options: str) -> list[dict]:
+        run = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout)
+
+    best, tried = table("--compare", "--methods", "ilp", "evolution")
+    assert (best["method"], best["evaluations"]) == ("ilp", 0)
+    assert tried["method"] == "evolution" and 1 <= tried["evaluations"] <= 4
+    for row in (best, tried):
+        assert row["bops"] <= 0.5 and row["examples"] == 60
+    answers = {path: path.read_bytes() for path in (cache / "mixed").glob("*.json")}
+    assert answers and not list((cache / "mixed").glob("*.training"))
+    (row,) = table("--rows", "mixed+DIST")
+    assert (row["row"], row["difference"], row["bops"]) == ("mixed+DIST", best["tuned"], best["bops"])
+    assert row["difference"] == pytest.approx(100 * (row["top1"] - row["float"]), abs=1e-3)
+    assert {path: path.read_bytes() for path in (cache / "mixed").glob("*.json")} == answers

@@ -10,15 +10,28 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import copy, i64, kernel, parallel, parallel_region, sample_size, scratch, serial, workspace
+from intq.kernels.cpu.build import (
+    State,
+    copy,
+    i64,
+    kernel,
+    parallel,
+    parallel_region,
+    sample_size,
+    scratch,
+    serial,
+    workspace,
+)
 from intq.kernels.cpu.dense import dense, products
 from intq.kernels.cpu.epilogue import Buffers, Epilogue, sizes_of
 from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows
 from intq.kernels.cpu.lanes import CURVE, TABLE, accumulated, store
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.runs import Run
+from intq.kernels.cpu.weights import Panel, Whole, blocks_of
 
 CACHE_LINE = 64  # bytes
+RESIDENT = 2**19  # bytes of A that stay in a core's second cache
 
 
 def convolve_frames(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tuple], masked: bool) -> tirx.PrimFunc:
@@ -73,6 +86,14 @@ def contraction(name: str, plan: Plan, epilogue: Epilogue, shapes: dict[str, tup
 
 
 @dataclass(frozen=True)
+class _Memory:
+    """What a thread works with: the sums of a tile, and the blocks of weights."""
+
+    sums: object
+    weights: Whole | Panel
+
+
+@dataclass(frozen=True)
 class _Writer:
     """The code of one kernel over its buffers."""
 
@@ -85,8 +106,8 @@ class _Writer:
         h, w, c = plan.source
         image_bytes = h * w * c
         if plan.mode == "direct":
-            with self._region() as acc:
-                self._product(acc, x, i64(0), n * plan.image_rows, i64(0), i64(0))
+            with self._region() as memory:
+                self._product(memory, x, i64(0), n * plan.image_rows, i64(0), i64(0))
         elif plan.mode == "rows":
             self._rows(x.shape[0] // c, sample // c)
         else:
@@ -94,21 +115,21 @@ class _Writer:
             padded = scratch(math.prod(plan.padded) * c + plan.copy_width, "uint8") if copied else x
             shared = in_columns and not plan.gathers_by_tile
             panel = scratch(max(plan.image_rows, tile) * plan.pitch, "uint8") if shared else None
-            with self._region() as acc, serial(n) as image:
+            with self._region() as memory, serial(n) as image:
                 at = image * image_bytes
                 if copied:
                     pad_image(padded, x, image, pad_value, plan.source, plan.padding)
                     at = i64(0)
                 if not in_columns:
-                    self._product(acc, padded, at, plan.image_rows, image, i64(0), barrier=True)
+                    self._product(memory, padded, at, plan.image_rows, image, i64(0), barrier=True)
                     return
                 first = image * plan.image_rows
                 with serial(plan.groups) as group:
                     if shared:
                         window_rows(panel, padded, at, plan, group)
-                        self._product(acc, panel, i64(0), plan.image_rows, first, group, barrier=True)
+                        self._product(memory, panel, i64(0), plan.image_rows, first, group, barrier=True)
                     else:
-                        self._gathered(acc, padded, at, plan.image_rows, first, group)
+                        self._gathered(memory, padded, at, plan.image_rows, first, group)
 
     def frames(self, samples, frames, places, mask, pad_value) -> None:
         """Of each sample a padded copy is made, in which the windows of all places lie."""
@@ -135,11 +156,11 @@ class _Writer:
         def product(padded, first) -> None:
             with serial(plan.groups) as group:
                 if plan.mode == "columns":
-                    self._gathered(acc, padded, i64(0), outputs, first, group)
+                    self._gathered(memory, padded, i64(0), outputs, first, group)
                 else:
-                    self._product(acc, padded, group * plan.ci, outputs, first, group, barrier=True)
+                    self._product(memory, padded, group * plan.ci, outputs, first, group, barrier=True)
 
-        with self._region() as acc:
+        with self._region() as memory:
             yield product
 
     def _rows(self, rows, least: int) -> None:
@@ -158,19 +179,19 @@ class _Writer:
 
     def _rows_in_place(self, rows) -> None:
         in_place = replace(self, plan=replace(self.plan, mode="direct"))
-        with in_place._region() as acc:
-            in_place._product(acc, self.buffers.x, i64(0), rows, i64(0), i64(0))
+        with in_place._region() as memory:
+            in_place._product(memory, self.buffers.x, i64(0), rows, i64(0), i64(0))
 
     def _copied_rows(self, rows) -> None:
         plan, tile, c = self.plan, self.plan.tile_rows, self.plan.k
         panel = scratch(tile * plan.pitch, "uint8")
-        with self._region() as acc, serial((rows + tile - 1) // tile) as block:
+        with self._region() as memory, serial((rows + tile - 1) // tile) as block:
             count = tirx.min(i64(tile), rows - block * tile)
             with parallel(count, barrier=True) as r:
                 copy(panel, r * plan.pitch, self.buffers.x, (block * tile + r) * c, c)
-            self._product(acc, panel, i64(0), count, block * tile, i64(0), barrier=True)
+            self._product(memory, panel, i64(0), count, block * tile, i64(0), barrier=True)
 
-    def _gathered(self, acc, source, at, rows, first, group) -> None:
+    def _gathered(self, memory, source, at, rows, first, group) -> None:
         """The product of an image, tile by tile: its windows copied out, then all blocks of columns."""
         plan, tile, ow = self.plan, self.plan.tile_rows, self.plan.output_width
         count, panels = tirx.min(i64(tile), i64(rows)), (rows + tile - 1) // tile
@@ -181,19 +202,24 @@ class _Writer:
                 window(panel, T.Bind(r * plan.pitch), source, at, plan, group, y, x)
             with serial(len(plan.blocks)) as block:
                 in_panel = i64(0) - row * plan.pitch  # its rows count from ``row``
-                self._blocks(panel, in_panel, row, count, first, group, block, plan.blocks, acc)
+                self._blocks(panel, in_panel, row, count, first, group, block, plan.blocks, memory)
 
     @contextmanager
     def _region(self):
+        """A parallel region with its threads' memory."""
+        plan = self.plan
         with parallel_region():
-            if self.plan.isa_name == "amx":
-                micro.amx_configure(self.plan.tile[0], self.plan.step)
-            with workspace(self.plan.tile_rows * self.plan.isa.columns, "int32") as acc:
-                yield acc
-            if self.plan.isa_name == "amx":
+            if plan.isa_name == "amx":
+                micro.amx_configure(plan.tile[0], plan.step)
+            with (
+                blocks_of(plan, self.buffers.weight) as weights,
+                workspace(plan.tile_rows * plan.isa.columns, "int32") as sums,
+            ):
+                yield _Memory(sums, weights)
+            if plan.isa_name == "amx":
                 micro.amx_release()
 
-    def _product(self, acc, a, at, rows, first, group, barrier: bool = False) -> None:
+    def _product(self, memory, a, at, rows, first, group, barrier: bool = False) -> None:
         """All tiles of ``rows`` rows of A from ``a[at]`` on. Output rows count from ``first`` (flat: image ``first``).
 
         The last tile of rows begins early enough to end with them: it computes some rows a second time, and nothing
@@ -203,27 +229,50 @@ class _Writer:
         blocks = plan.blocks
         row_tiles = -(-rows // tile) if isinstance(rows, int) else (rows + tile - 1) // tile
         with parallel(row_tiles * len(blocks), barrier) as unit:
-            number = unit // row_tiles if plan.by_columns else unit % len(blocks)
-            tile_number = unit % row_tiles if plan.by_columns else unit // len(blocks)
+            tiles = row_tiles
+            if plan.by_columns:
+                number, tile_number = unit // row_tiles, unit % row_tiles
+            elif not plan.unpacks_blocks:
+                number, tile_number = unit % len(blocks), unit // len(blocks)
+            else:
+                number, tile_number, tiles = self._grouped(memory.weights.state, unit, row_tiles)
             row = T.Bind(tirx.max(i64(0), tirx.min(tile_number * tile, rows - tile)))
             count = tirx.min(i64(tile), i64(rows)) if plan.mode in ("rows", "columns", "frames") else i64(tile)
-            self._blocks(a, at, row, count, first, group, number, blocks, acc, tile_number)
+            self._blocks(a, at, row, count, first, group, number, blocks, memory, tile_number, tiles)
 
-    def _blocks(self, a, at, row, count, first, group, number, blocks, acc, tile_number=0) -> None:
+    def _grouped(self, state: State, unit, row_tiles) -> tuple:
+        """(block, tile of rows, tiles of its group) of a unit: threads share the rows, and unpack blocks of weights.
+
+        Tiles go through a block group by group: half of them together, or what a core's second cache holds.
+        """
+        plan, columns = self.plan, len(self.plan.blocks)
+        most = max(1, RESIDENT // (plan.tile_rows * plan.pitch))
+        groups = (row_tiles + (2 * most - 1)) // (2 * most) * 2
+        state["size"] = (row_tiles + groups - 1) // groups
+        size = state["size"]
+        state["first"] = unit // (size * columns) * size
+        first = state["first"]
+        state["tiles"] = tirx.min(size, row_tiles - first)
+        tiles, rest = state["tiles"], T.Bind(unit - first * columns)
+        return rest // tiles, T.Bind(first + rest % tiles), tiles
+
+    def _blocks(self, a, at, row, count, first, group, number, blocks, memory, tile_number=0, tiles=1) -> None:
         """Block ``number`` of columns: the last may be narrower than the others and has code of its own."""
         whole, (tail_at, tail) = blocks[0][1], blocks[-1]
-        weights = sum(self.plan.block_bytes(runs) for _, runs in blocks)
+        weights = sum(self.plan.block_size(runs) for _, runs in blocks)
         words = sum(self.epilogue.constants.words(runs) for _, runs in blocks)
 
         def tile(column, runs, index):
-            start = group * weights + index * self.plan.block_bytes(whole)
+            start = T.Bind(group * weights + index * self.plan.block_size(whole))
             constants = group * words + index * self.epilogue.constants.words(whole)
-            arguments = (self.plan, a, at + row * self.plan.pitch, self.buffers.weight, T.Bind(start), acc, runs)
+            block = memory.weights.block(start, group * len(blocks) + index, tiles)
+            arguments = (self.plan, a, at + row * self.plan.pitch, block, memory.sums, runs)
             if self.plan.isa_name == "amx" and self.plan.by_columns and runs == whole:
                 micro.amx(*arguments, ahead=self._ahead(tile_number, runs))
             else:
                 micro.MICROKERNELS[self.plan.isa_name](*arguments)
-            self._finish(acc, row, count, first, group * self.plan.columns + column, T.Bind(constants), runs)
+            column = group * self.plan.columns + column
+            self._finish(memory.sums, row, count, first, column, T.Bind(constants), runs)
 
         if tail == whole:
             tile(number * self.plan.isa.columns, whole, number)
@@ -242,10 +291,10 @@ class _Writer:
 
         Weights come from beyond the core's caches once; without this the first tile of every block waits for them.
         """
-        lines = min(2, padded_width(runs) // 16) * 16 * self.plan.step // CACHE_LINE
+        lines = max(1, min(2, padded_width(runs) // 16) * 16 * self.plan.step // self.plan.per_byte // CACHE_LINE)
         sharing = lines if self.plan.mode == "frames" else min(lines, -(-self.plan.image_rows // self.plan.tile_rows))
         each = lines // sharing
-        return T.Bind(self.plan.block_bytes(runs) + tile_number * (each * CACHE_LINE)), each
+        return T.Bind(self.plan.block_size(runs) // self.plan.per_byte + tile_number * (each * CACHE_LINE)), each
 
     def _finish(self, acc, row, count, first, column, constants_at, runs) -> None:
         """Rescale a tile of sums, run by run, and store it."""

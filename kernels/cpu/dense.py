@@ -39,14 +39,14 @@ from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.lanes import accumulated, narrow, store
 from intq.kernels.cpu.plan import Plan
 from intq.kernels.cpu.runs import DOUBLE
+from intq.kernels.cpu.weights import AHEAD, LINE, Panel, Whole, blocks_of, prefetch
 
 TILE, WIDTH = 16, DOUBLE.width  # most rows of a hardware tile; columns of a unit
 SUMS = 2 * TILE * WIDTH  # of a unit
 RESIDENT = 2**20  # bytes of A that stay in a core's second cache
 FEW = 8  # pairs of tiles: fewer are one group; of rows that overlap as many times more as there are on one another
 UNROLLED = 8  # steps between two rows that are rescaled, at most
-LINE = 64  # bytes of a cache line
-LINES = 2 * TILE  # of the weights in a step of K, about
+LINES = 2 * TILE  # of the weights, as bytes, in a step of K, about
 SHARERS = (2, 4, 8, 16)  # pairs of tiles that ask for the next weights together
 
 
@@ -94,10 +94,14 @@ def products(plan: Plan, epilogue: Epilogue, buffers: Buffers, rows):
     groups = T.Bind(tirx.Select(pairs < few, i64(1), (pairs + (2 * most - 1)) // (2 * most) * 2))
     with parallel_region():
         micro.amx_configure(height, plan.step)
-        with workspace(2 * SUMS, "int32") as sums, state(*STATE) as numbers:
+        with (
+            workspace(2 * SUMS, "int32") as sums,
+            blocks_of(plan, buffers.weight) as weights,
+            state(*STATE) as numbers,
+        ):
             keep_last(pairs * len(plan.blocks), numbers)
             numbers["size"] = (pairs + groups - 1) // groups
-            yield _Writer(plan, epilogue, buffers, rows, pairs, height, sums, numbers).product
+            yield _Writer(plan, epilogue, buffers, rows, pairs, height, sums, weights, numbers).product
         micro.amx_release()
 
 
@@ -110,6 +114,7 @@ class _Writer:
     pairs: object
     height: object
     sums: object  # two units'
+    weights: Whole | Panel
     state: State
 
     def product(self, a, first, barrier: bool = False) -> None:
@@ -142,10 +147,16 @@ class _Writer:
     def _go_to_group(self, first) -> None:
         state = self.state
         state["group"], state["pairs"] = first, tirx.min(state["size"], self.pairs - first)
-        state["streams"] = LINES
+        state["streams"] = self.lines
         for sharers in SHARERS:
-            with T.If(state["pairs"] >= sharers), T.Then():
-                state["streams"] = LINES // sharers
+            if sharers <= self.lines:
+                with T.If(state["pairs"] >= sharers), T.Then():
+                    state["streams"] = self.lines // sharers
+
+    @property
+    def lines(self) -> int:
+        """Of the weights in a step of K, as memory holds them."""
+        return LINES // self.plan.per_byte
 
     def unit(self, a, first) -> None:
         """Multiply the rows of a pair of tiles by a block of columns; rescale the unit before."""
@@ -155,24 +166,27 @@ class _Writer:
         place = T.Bind(self.state["group"] + pair)
         pitch, step_bytes = plan.pitch, 2 * 16 * plan.step
         starts = [T.Bind(tirx.min((2 * place + i) * self.height, self.rows - self.height)) for i in range(2)]
-        weights = T.Bind(block * (step_bytes * plan.steps))
+        weights = self.weights.block(T.Bind(block * (step_bytes * plan.steps)), block, self.state["pairs"])
         # The pairs together ask for the next block, each in every step for a line of every stream that it is cut into.
         # As many pairs as there are: a core waits for few lines at a time, and those of this block are among them.
         streams = T.Bind(self.state["streams"])
-        stream = T.Bind(LINES * plan.steps // streams * LINE)
-        asks = T.Bind(tirx.Select(pair * streams < LINES, streams, i64(0)))
-        ahead = T.Bind(weights + plan.steps * step_bytes + pair * plan.steps * LINE)
-        w = self.buffers.weight
+        stream = T.Bind(self.lines * plan.steps // streams * LINE)
+        asks = T.Bind(tirx.Select(pair * streams < self.lines, streams, i64(0)))
+        memory, next_block = weights.memory(i64(plan.steps * step_bytes))
+        ahead = T.Bind(next_block + pair * plan.steps * LINE)
         for i in range(4):
             micro.amx_instruction("tilezero", micro.tile(i))
+        for i in range(AHEAD):
+            weights.fetch(i64(i), step_bytes, plan.steps)
 
         def step(number) -> None:
             offset = T.Bind(self._offset(number))
-            at = T.Bind(weights + number * step_bytes)
             with serial(asks) as i:
-                micro.prefetch(w, ahead + number * LINE + i * stream)
+                prefetch(memory, ahead + number * LINE + i * stream)
+            weights.fetch(T.Bind(number + AHEAD), step_bytes, plan.steps)
+            at = T.Bind(weights.place(number, step_bytes))
             for j in range(2):
-                where = T.address_of(w[at + j * (16 * plan.step)])
+                where = T.address_of(weights.buffer[at + j * (16 * plan.step)])
                 micro.amx_instruction("tileloadd64", micro.tile(6 + j), where, i64(64))
             for i in range(2):
                 where = T.address_of(a[starts[i] * pitch + offset])

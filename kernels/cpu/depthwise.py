@@ -22,6 +22,7 @@ from intq.kernels.cpu.gather import pad_image
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.plan import Plan, interleaves
 from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.weights import unpacked
 
 PRODUCT = {64: "llvm.x86.avx512.vpdpbusd.512", 32: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.128"}
 PIXELS = (4, 5, 3)  # neighbouring outputs held in registers: what fits a row best
@@ -43,16 +44,17 @@ def depthwise(name: str, plan: Plan, epilogue, shapes) -> tirx.PrimFunc:
     def write(n, x, *rest):
         residual = rest[0] if epilogue.residual else None
         weight, constants, *pad_value, out = rest[1:] if epilogue.residual else rest
-        writer = _Writer(plan, epilogue, row, x, residual, weight, constants, out)
-        if in_place or not pads:
-            with parallel_region():
+        padded = None if in_place or not pads else scratch(math.prod(plan.padded) * plan.co, "uint8")
+        with parallel_region(), unpacked(plan, weight) as weight:
+            writer = _Writer(plan, epilogue, row, x, residual, weight, constants, out)
+            if padded is None:
                 writer.rows(n * plan.output[0], pad_value[0] if pads else None)
-            return
-        padded = scratch(math.prod(plan.padded) * plan.co, "uint8")
-        with parallel_region(), serial(n) as image:
-            pad_image(padded, x, image, pad_value[0], plan.source, plan.padding)
+                return
             inner = replace(plan, source=(*plan.padded, plan.co), padding=(0, 0, 0, 0))
-            replace(writer, plan=inner, x=padded).rows(plan.output[0], None, image * plan.output[0], barrier=True)
+            writer = replace(writer, plan=inner, x=padded)
+            with serial(n) as image:
+                pad_image(padded, x, image, pad_value[0], plan.source, plan.padding)
+                writer.rows(plan.output[0], None, image * plan.output[0], barrier=True)
 
     return kernel(name, arguments, write)
 

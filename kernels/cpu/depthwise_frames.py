@@ -21,6 +21,7 @@ from intq.kernels.cpu.epilogue import Epilogue, frames_arguments, sizes_of
 from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.plan import Plan, interleaves
 from intq.kernels.cpu.runs import Run, runs
+from intq.kernels.cpu.weights import unpacked
 
 PLACES = 48  # outputs of a piece: what they read stays in the core's first cache
 UNITS = 8  # at least, for threads to share
@@ -39,11 +40,12 @@ def depthwise_frames(name: str, plan: Plan, epilogue: Epilogue, shapes, masked: 
         buffers = dict(zip(arguments, given[len(names) :], strict=True))
         with (
             parallel_region(),
+            unpacked(plan, buffers["weight"]) as weight,
             workspace(_window(plan) * row[0].width, "uint8") as window,
             workspace(4 * _window(plan) * row[0].width, "uint8") as quads,
             workspace(TOGETHER * row[0].width, "int32") as sums,
         ):
-            buffers = _Buffers(**buffers, window=window, quads=quads, sums=sums)
+            buffers = _Buffers(**(buffers | {"weight": weight}), window=window, quads=quads, sums=sums)
             _Writer(plan, epilogue, row, buffers, frames, places).write(samples)
 
     return kernel(name, list(arguments.values()), write, names)

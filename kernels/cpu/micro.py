@@ -1,8 +1,8 @@
 """Microkernels: one register tile of a matrix product, acc[row * columns + column] = sum over k of a * w, in int32.
 
 The only code written per instruction set. Each is called inside a kernel as
-``microkernel(plan, a, at, pitch, weight, from, acc, runs)``: rows start at ``a[at + row * pitch]`` (uint8), the block's
-packed weights at ``weight[from]`` (int8). All sums are exact: products of uint8 and int8 are added in int32 only.
+``microkernel(plan, a, at, weights, acc, runs)``: rows start at ``a[at + row * plan.pitch]`` (uint8); ``weights`` is
+their :class:`~intq.kernels.cpu.weights.Block`. All sums are exact: products of uint8 and int8 are added in int32 only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from intq.kernels.bodies import reinterpret, splat
 from intq.kernels.cpu.build import i64, local, ramp, serial, workspace
 from intq.kernels.cpu.plan import Plan, padded_width
+from intq.kernels.cpu.weights import AHEAD, FAR, LINE, Block, prefetch
 
 
 def _steps(plan: Plan, body) -> None:
@@ -36,9 +37,6 @@ def _steps(plan: Plan, body) -> None:
 
 
 # ---- AMX: 2 x 2 tiles of 16 x 16; tiles 0..3 accumulate, 4, 5 hold A, 6, 7 hold W ------------------------------
-
-
-PREFETCH_L2 = tuple(tirx.const(n, "int32") for n in (0, 2, 1))  # to read; into the second cache; data
 
 
 def amx_configure(height, step: int) -> None:
@@ -63,40 +61,42 @@ def amx_instruction(name: str, *arguments) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
 
 
-def prefetch(buffer, at) -> None:
-    """Ask for a cache line; the address may be anything."""
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[at]), *PREFETCH_L2))
-
-
 def tile(number: int):
     return tirx.const(number, "int8")
 
 
-def amx(plan: Plan, a, at, weight, start, acc, runs, ahead=None) -> None:
-    """``ahead``: (bytes, lines): in each step, that many cache lines so far ahead in the weights are asked for."""
+def amx(plan: Plan, a, at, weights: Block, acc, runs, ahead=None) -> None:
+    """``ahead``: (bytes, lines): in each step, that many cache lines so far ahead in memory are asked for."""
     width, (height, tall) = padded_width(runs), plan.tile
     for row in range(0, height * tall, 2 * height):
         for first in range(0, width // 16, 2):
             count = min(2, width // 16 - first)
-            _amx_pair(plan, a, at + row * plan.pitch, weight, start + first * 16 * plan.step * plan.steps, count, ahead)
+            right = weights.right_of(first * 16 * plan.step * plan.steps)
+            _amx_pair(plan, a, at + row * plan.pitch, right, count, ahead)
             for i in range(2):
                 for j in range(count):
                     where = T.address_of(acc[i64((row + i * height) * width + (first + j) * 16)])
                     amx_instruction("tilestored64", tile(2 * i + j), where, i64(4 * width))
 
 
-def _amx_pair(plan: Plan, a, at, weight, start, count: int, ahead) -> None:
+def _amx_pair(plan: Plan, a, at, weights: Block, count: int, ahead) -> None:
     """Tiles 0..3 = two tiles of rows by ``count`` tiles of columns, over all of K."""
+    size = count * 16 * plan.step
     for i in range(2):
         for j in range(count):
             amx_instruction("tilezero", tile(2 * i + j))
+    for i in range(AHEAD):
+        weights.fetch(i64(i), size, plan.steps)
 
     def step(offset, index):
-        for line in range(ahead[1] if ahead else 0):
-            prefetch(weight, start + index * (count * 16 * plan.step) + ahead[0] + 64 * line)
+        if ahead:
+            memory, place = weights.memory(index * size)
+            prefetch(memory, place + ahead[0], ahead[1] * LINE)
+        weights.fetch(T.Bind(index + AHEAD), size, plan.steps)
+        place = weights.place(index, size)
         for j in range(count):
-            where = start + (index * count + j) * (16 * plan.step)
-            amx_instruction("tileloadd64", tile(6 + j), T.address_of(weight[where]), i64(64))
+            where = T.address_of(weights.buffer[place + j * (16 * plan.step)])
+            amx_instruction("tileloadd64", tile(6 + j), where, i64(64))
         for i in range(2):
             where = at + i * plan.tile[0] * plan.pitch + offset
             amx_instruction("tileloadd64", tile(4 + i), T.address_of(a[where]), i64(plan.pitch))
@@ -133,34 +133,44 @@ class _Registers:
             T.buffer_store(acc, self.get(i, j), [ramp(i * width + first + j * self.lanes, self.lanes)])
 
 
-def vnni(plan: Plan, a, at, weight, start, acc, runs) -> None:
+def _fetched(weights: Block, turn, size: int):
+    """Where the ``size`` weights are that a turn of the loop over K reads."""
+    turn = T.Bind(turn)
+    weights.fetch(turn, size)
+    return weights.place(turn, size)
+
+
+def vnni(plan: Plan, a, at, weights: Block, acc, runs) -> None:
     """vpdpbusd: four products of bytes added to each of 16 int32 lanes."""
     width, name = padded_width(runs), "llvm.x86.avx512.vpdpbusd.512"
     sums = _Registers(plan.isa.rows, width, 16)
 
     def step(offset, index):
         with serial(plan.step // 4) as k:
-            row = start + (index * (plan.step // 4) + k) * (4 * width)
+            row = _fetched(weights, index * (plan.step // 4) + k, 4 * width)
             for i in range(plan.isa.rows):
                 four = reinterpret(a[ramp(at + i * plan.pitch + offset + 4 * k, 4)], "int32")
                 four = reinterpret(splat(four, "int32", 16), "uint8x64")
                 for j in range(width // 16):
-                    w = weight[ramp(row + 64 * j, 64)]
+                    w = weights.buffer[ramp(row + 64 * j, 64)]
                     sums.set(i, j, tirx.call_llvm_pure_intrin("int32x16", name, sums.get(i, j), four, w))
 
     _steps(plan, step)
     sums.spill(acc, width, 0)
 
 
-def avx2(plan: Plan, a, at, weight, start, acc, runs) -> None:
+def avx2(plan: Plan, a, at, weights: Block, acc, runs) -> None:
     """vpmaddwd on bytes extended to words: exact (vpmaddubsw would saturate). Eight k of a row at a time."""
     width, rows = padded_width(runs), plan.isa.rows
     for first in range(0, width, 16):
-        sums = _Registers(rows, 16, 8)
+        sums, right = _Registers(rows, 16, 8), weights.right_of(first * len(plan.k_order))
 
-        def step(offset, index, first=first, sums=sums):
+        def step(offset, index, sums=sums, right=right):
             with serial(plan.step // 8) as k:
-                row = start + (index * (plan.step // 8) + k) * (8 * width)
+                turn = T.Bind(index * (plan.step // 8) + k)
+                if plan.weight_bits == 8:
+                    prefetch(right.buffer, right.place(turn, 8 * 16) + FAR, 8 * 16)
+                row = _fetched(right, turn, 8 * 16)
                 words = []
                 for i in range(rows):
                     eight = reinterpret(a[ramp(at + i * plan.pitch + offset + 8 * k, 8)], "int64")
@@ -171,7 +181,7 @@ def avx2(plan: Plan, a, at, weight, start, acc, runs) -> None:
                     for i in range(rows):
                         two = reinterpret(tirx.Shuffle([words[i]], indices), "int16x16")
                         for j in range(2):
-                            w = weight[ramp(row + pair * 2 * width + 2 * (first + 8 * j), 16)].astype("int16x16")
+                            w = right.buffer[ramp(row + 32 * pair + 16 * j, 16)].astype("int16x16")
                             product = tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", two, w)
                             sums.set(i, j, sums.get(i, j) + product)
 
@@ -179,14 +189,15 @@ def avx2(plan: Plan, a, at, weight, start, acc, runs) -> None:
         sums.spill(acc, width, first)
 
 
-def plain(plan: Plan, a, at, weight, start, acc, runs) -> None:
+def plain(plan: Plan, a, at, weights: Block, acc, runs) -> None:
     """Any processor: LLVM picks the instructions of a 16-lane int32 product."""
     width = padded_width(runs)
     sums = _Registers(plan.isa.rows, width, width)
 
     def step(offset, index):
         with serial(plan.step) as k:
-            w = weight[ramp(start + (index * plan.step + k) * width, width)].astype(f"int32x{width}")
+            row = _fetched(weights, index * plan.step + k, width)
+            w = weights.buffer[ramp(row, width)].astype(f"int32x{width}")
             for i in range(plan.isa.rows):
                 x = splat(a[at + i * plan.pitch + offset + k].astype("int32"), "int32", width)
                 sums.set(i, 0, sums.get(i, 0) + x * w)

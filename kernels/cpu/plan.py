@@ -23,11 +23,13 @@ import numpy as np
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS, Isa
 from intq.kernels.cpu.runs import DOUBLE, Run, runs
+from intq.ops.contract import weight_bits
 from intq.ops.op import window_shape
 from intq.value import Value
 
 MANY_PRODUCTS = 256  # of an output: of fewer, rescaling takes longer than multiplying, and is quicker 64 columns wide
 MANY_WEIGHTS = 2**19  # bytes, of which a frame's rows are read by columns
+FEW_WEIGHTS = 2**16  # bytes, that stay near a core, whatever else passes by
 TILE_BYTES = 64  # of a row of an AMX tile
 
 
@@ -38,6 +40,7 @@ class Plan:
 
     Row r of A is ``length`` bytes at ``r * pitch + sum_i t_i * stride_i`` for each combination of taps t_i < count_i;
     ``taps`` holds (count, stride in bytes). ``k``: products per output, ``image_rows``: rows of A per image.
+    ``weight_bits``: how wide the weights are in memory.
     """
 
     isa_name: str
@@ -49,6 +52,7 @@ class Plan:
     dilation: tuple[int, int]
     groups: int
     co: int
+    weight_bits: int = 8
 
     @property
     def isa(self) -> Isa:
@@ -216,9 +220,31 @@ class Plan:
             for at in range(0, self.columns, width)
         ]
 
-    def block_bytes(self, block_runs: tuple[Run, ...]) -> int:
-        """Bytes of the packed weights of a block."""
+    def block_size(self, block_runs: tuple[Run, ...]) -> int:
+        """Weights of a block, with those that are zero to fill it."""
         return padded_width(block_runs) * len(self.k_order)
+
+    @property
+    def unpacks_blocks(self) -> bool:
+        """Whether a thread unpacks its narrow weights block by block, and not all of them at once."""
+        whole = self.groups * self.k * self.columns <= FEW_WEIGHTS and not self.by_columns
+        return self.weight_bits < 8 and self.mode != "depthwise" and not self.gathers_by_tile and not whole
+
+    @property
+    def per_byte(self) -> int:
+        """Weights to a byte."""
+        return 8 // self.weight_bits
+
+    @cached_property
+    def chunk(self) -> int:
+        """Narrow weights that are unpacked together. Their first ``chunk / per_byte`` are in the low bits of as many
+        bytes, the next in the bits above. Blocks, and what a turn of a microkernel reads of them, are whole chunks."""
+        most = max(self.isa.quads, default=self.isa.natural) * self.per_byte  # a vector of bytes
+        if self.mode == "depthwise":
+            return most
+        if self.isa_name in ("amx", "avx2"):  # 16 columns at a time
+            return math.gcd(most, 16 * (self.step if self.isa_name == "amx" else self.isa.k_quantum))
+        return math.gcd(most, *(padded_width(block) * self.isa.k_quantum for _, block in self.blocks))
 
 
 def padded_width(block_runs: tuple[Run, ...]) -> int:
@@ -231,13 +257,13 @@ def interleaves(plan: Plan, run: Run) -> bool:
     return run.quad and plan.isa_name in ("amx", "vnni")
 
 
-def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: int) -> Plan:
+def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: int, weight_bits: int = 8) -> Plan:
     """The cheapest mode for a convolution's geometry."""
 
     source = tuple(0 if isinstance(size, str) else size for size in source)
 
     def of(mode: str) -> Plan:
-        return Plan(isa, mode, *map(tuple, (source, kernel, stride, padding, dilation)), groups, co)
+        return Plan(isa, mode, *map(tuple, (source, kernel, stride, padding, dilation)), groups, co, weight_bits)
 
     if not source[0]:
         return of("columns")
@@ -255,19 +281,19 @@ def plan(isa: str, source, kernel, stride, padding, dilation, groups: int, co: i
     return columns
 
 
-def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int) -> Plan:
+def conv1d_plan(isa: str, channels: int, kernel: int, attrs, co: int, weight_bits: int = 8) -> Plan:
     """A convolution over frames of any number."""
     dense = isa == "amx" and attrs["groups"] == 1 and kernel * channels >= MANY_PRODUCTS
     mode = "depthwise" if attrs["groups"] == channels == co else "dense" if dense else "frames"
     (before, after), stride, dilation = attrs["padding"], (attrs["stride"], 1), (attrs["dilation"], 1)
-    source, window = (0, 1, channels), (kernel, 1)
-    return Plan(isa, mode, source, window, stride, (before, 0, after, 0), dilation, attrs["groups"], co)
+    source, window, sides = (0, 1, channels), (kernel, 1), (before, 0, after, 0)
+    return Plan(isa, mode, source, window, stride, sides, dilation, attrs["groups"], co, weight_bits)
 
 
-def linear_plan(isa: str, k: int, co: int) -> Plan:
+def linear_plan(isa: str, k: int, co: int, weight_bits: int = 8) -> Plan:
     """A linear layer: a row for each sample, or each of its tokens."""
     mode = "dense" if isa == "amx" and k % ISAS[isa].k_quantum == 0 else "rows"
-    return Plan(isa, mode, (1, 1, k), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, co)
+    return Plan(isa, mode, (1, 1, k), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, co, weight_bits)
 
 
 def tiles(rows: int, tile: int) -> int:
@@ -276,10 +302,10 @@ def tiles(rows: int, tile: int) -> int:
 
 def of_node(isa: str, node: Node, x: Value) -> Plan:
     """The plan of a conv1d, conv2d or linear node whose first input is ``x``."""
-    weight = node.constants["weight"]
+    a, (co, k, *_), bits = node.attrs, node.constants["weight"].shape, weight_bits(node.attrs)
     if node.op == "linear":
-        return linear_plan(isa, weight.shape[1], weight.shape[0])
-    a = node.attrs
+        return linear_plan(isa, k, co, bits)
     if node.op == "conv1d":
-        return conv1d_plan(isa, x.channels, weight.shape[1], a, weight.shape[0])
-    return plan(isa, x.shape[1:], weight.shape[1:3], a["stride"], a["padding"], a["dilation"], a["groups"], len(weight))
+        return conv1d_plan(isa, x.channels, k, a, co, bits)
+    kernel = node.constants["weight"].shape[1:3]
+    return plan(isa, x.shape[1:], kernel, a["stride"], a["padding"], a["dilation"], a["groups"], co, bits)
