@@ -52,7 +52,7 @@ def bench(
     Raises IntqError when the artifact is damaged, the library cannot run here, or the texts are too long for it.
     """
     graph = intq.load(folder)
-    length = _length(graph, sequence, audio)
+    length = length_of(graph, sequence, audio)
     threads = threads or len(os.sched_getaffinity(0))
     package = str(Path(intq.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
@@ -63,7 +63,7 @@ def bench(
     return json.loads(run.stdout)
 
 
-def _length(graph: Graph, sequence: int | None, audio: float | None) -> int:
+def length_of(graph: Graph, sequence: int | None, audio: float | None) -> int:
     """How many tokens or samples to give a network; 0 for an image."""
     value, recordings = graph.inputs[0], reads_recordings(graph)
     if audio and not recordings:

@@ -6,7 +6,7 @@ from intq import artifact, show
 from intq.app import check_output, command, use_threads
 from intq.console import Answer
 from intq.errors import IntqError
-from intq.networks import check_of, opened, planned_bits, refuse_options
+from intq.networks import check_of, opened, planned_bits, recorded, refuse_options
 from intq.options import (
     Bits,
     Checkpoint,
@@ -125,7 +125,7 @@ def finetune(
     if processes.place()[0]:  # the first one writes
         return Answer({"artifact": str(output)})
     with artifact.new_folder(output, overwrite=force) as new:
-        artifact.write(tuning.finished(outcome, recipe), new)
+        artifact.write(recorded(tuning.finished(outcome, recipe), seed, plan), new)
         domain.save(checkpoint, new)
     tuning.forget(output)
     value = {

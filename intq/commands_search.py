@@ -1,12 +1,13 @@
 """`intq search`."""
 
 import functools
+from dataclasses import replace
 
 from intq import show
 from intq.app import command, use_threads
 from intq.console import Answer, step
 from intq.errors import IntqError
-from intq.networks import RANDOM_SAMPLES, opened, refuse_options
+from intq.networks import RANDOM_SAMPLES, asked, opened, refuse_options
 from intq.options import (
     OFFERED,
     Budgets,
@@ -150,7 +151,7 @@ def search(
                 trials=trials,
                 evaluate=evaluate,
             )
-    write_plan(output, value.plan)
+    write_plan(output, replace(value.plan, command=asked()))
     told = {"plan": str(output), "model": checkpoint.name, **searching.as_json(value, found)}
     return Answer(told, show.searched(told))
 

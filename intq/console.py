@@ -21,7 +21,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 # Which extra brings what is missing; where none is named, a domain's.
-EXTRAS = {"PIL": "vision", "torch": "quantize", "sklearn": "nlp"}
+EXTRAS = {"PIL": "vision", "torch": "quantize", "sklearn": "nlp", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("soundfile", "jiwer", "sentencepiece", "yaml"), "speech")
 
 

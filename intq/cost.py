@@ -129,7 +129,12 @@ def network_cost(graph: Graph, sizes: Mapping[str, int] | None = None) -> Networ
 
 def network_bytes(graph: Graph) -> int:
     """Bytes of all constants as the artifact stores them: weights packed, others in the narrowest integers."""
-    return sum(_stored_bytes(node, key, array) for node in graph.nodes for key, array in node.constants.items())
+    return sum(map(node_bytes, graph.nodes))
+
+
+def node_bytes(node: Node) -> int:
+    """Bytes of a node's constants as the artifact stores them."""
+    return sum(_stored_bytes(node, key, array) for key, array in node.constants.items())
 
 
 def _stored_bytes(node: Node, key: str, array: np.ndarray) -> int:

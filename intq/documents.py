@@ -18,9 +18,12 @@ def write_document(path: str | Path, kind: str, version: int, fields: Mapping[st
 
     Raises IntqError when the place cannot be written.
     """
-    path = Path(path)
-    text = json.dumps({"format": kind, "version": version, **fields}, indent=1, allow_nan=False) + "\n"
-    temporary = None
+    write_text(path, json.dumps({"format": kind, "version": version, **fields}, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file, replacing what was there only once it is complete. Raises IntqError when it cannot be written."""
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
+import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +21,7 @@ from intq import artifact, domains
 from intq.console import step
 from intq.errors import IntqError
 from intq.graph import Graph
-from intq.precision import read_plan
+from intq.precision import read_plan, to_document
 
 RANDOM_SAMPLES = 8  # made-up data needs no more: its statistics are all the same
 
@@ -143,7 +148,29 @@ def integer_network(
             advance(done, total, stage)
 
         prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=progress, **options)
-        return prepared.quantize(progress, check_of(plan, checkpoint.name))
+        return recorded(prepared.quantize(progress, check_of(plan, checkpoint.name)), seed, plan)
+
+
+def recorded(graph: Graph, seed: int, plan: Path | None) -> Graph:
+    """The graph with what it takes to make it again in its metadata: command, seed, versions, plan."""
+    found = {"made": {"command": asked(), "seed": seed, "versions": versions()}}
+    if plan:
+        found["plan"] = to_document(read_plan(plan))
+    return replace(graph, metadata={**graph.metadata, **found})
+
+
+def asked() -> str:
+    """The command that runs, as it was typed."""
+    return shlex.join(["intq", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """What decides the numbers of a network, and in which version."""
+    found = {"intq": intq.__version__, "python": platform.python_version()}
+    for name in ("numpy", "torch", "scipy", "apache-tvm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def latency_table(

@@ -196,6 +196,33 @@ Settle = Annotated[
 ]
 WeightDecay = Annotated[float, typer.Option(min=0.0, help="By how much weights shrink, times the learning rate.")]
 
+# ---- report ------------------------------------------------------------------------------------------------------
+
+Page = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, HTML.")]
+ShownPlan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", metavar="FILE", help="The plan of `intq search`.", show_default="that which the artifact was made by"
+    ),
+]
+ReportEval = Annotated[
+    str | None, typer.Option("--eval", metavar="DATA", help="Labelled examples: measure accuracy on them.")
+]
+Besides = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="With --eval: another artifact of the network to measure too; repeatable."),
+]
+ReportCheckpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="The float network: with --data its loss landscape and eigenvalues, with --eval its accuracy.",
+    ),
+]
+ReportVerify = Annotated[bool, typer.Option("--verify", help="Prove the artifact, as `intq verify` does.")]
+ReportBench = Annotated[bool, typer.Option("--bench", help="Time it, as `intq bench` does.")]
+ReportSamples = Annotated[int, typer.Option("--samples", min=1, help="Inputs on which the loss is measured.")]
+
 # ---- eval --------------------------------------------------------------------------------------------------------
 
 FloatOrFolder = Annotated[

@@ -38,8 +38,10 @@ class Precision:
 class PrecisionPlan:
     """The bits of a network's layers, and how they were found.
 
-    ``budgets`` and ``costs``: bytes, BOPS, seconds by name; ``gap``: what a better plan could gain at most, relative,
-    None where nothing is proven; ``sensitivity``: {layer: {name: number}}, such as its mean trace, for the report.
+    ``budgets``, ``costs`` and ``w8a8`` (costs of 8 bits everywhere): bytes, BOPS, seconds by name; ``gap``: what a
+    better plan could gain at most, relative, None where nothing is proven. For the report: ``sensitivity``, {layer:
+    {"W4A8": error}}; ``traces``, {layer: {"weights" and "inputs": mean trace}}, found by ``sensitivity_method``;
+    ``fronts``, {cost: ((cost, error), ...)} of the best plans; ``command``, that searched.
     """
 
     network: str
@@ -55,6 +57,12 @@ class PrecisionPlan:
     evaluations: int = 0
     score: float | None = None
     sensitivity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    w8a8: Mapping[str, float] = field(default_factory=dict)
+    traces: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sensitivity_method: str = ""
+    sensitivity_seconds: float = 0.0
+    fronts: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    command: str = ""
 
     def patterns(self) -> tuple[dict[str, int], dict[str, int]]:
         """What the quantizer takes: {layer: bits of its input} and {layer: bits of its weights}."""
@@ -121,23 +129,39 @@ def plan_of(
 
 def write_plan(path: str | Path, plan: PrecisionPlan) -> None:
     """Write a plan as JSON, whole or not at all. Raises IntqError when the place cannot be written."""
-    fields: dict[str, Any] = {name: getattr(plan, name) for name in _FIELDS}
-    fields["layers"] = {
-        name: {"weight_bits": each.weight_bits, "input_bits": each.input_bits, "weights": each.shapes}
-        for name, each in plan.layers.items()
-    }
-    write_document(path, FORMAT, VERSION, fields)
+    write_document(path, FORMAT, VERSION, to_document(plan))
 
 
 def read_plan(path: str | Path) -> PrecisionPlan:
     """A plan from its file. Raises IntqError when it is none, malformed, or of a newer version."""
     document = read_document(path, FORMAT, VERSION)
     try:
-        if missing := [name for name in _FIELDS if name not in document]:
-            raise ValueError(f"the field {missing[0]!r} is missing")
-        return PrecisionPlan(**{name: read(document[name], name) for name, read in _FIELDS.items()})
+        return from_document(document)
     except ValueError as error:
         raise IntqError(f"{path}: {error}; search again, or undo the edit") from None
+
+
+def to_document(plan: PrecisionPlan) -> dict[str, Any]:
+    """A plan as JSON data: what its file holds, and the metadata of a network that was made by it."""
+    layers = {
+        name: {
+            "weight_bits": each.weight_bits,
+            "input_bits": each.input_bits,
+            "weights": [list(shape) for shape in each.shapes],
+        }
+        for name, each in plan.layers.items()
+    }
+    fronts = {cost: [list(point) for point in points] for cost, points in plan.fronts.items()}
+    fields = {name: getattr(plan, name) for name in (*_FIELDS, *_TOLD)}
+    return fields | {"layers": layers, "fronts": fronts}
+
+
+def from_document(document: Mapping[str, Any]) -> PrecisionPlan:
+    """A plan from its JSON data. Raises ValueError, saying what is missing or malformed."""
+    if missing := [name for name in _FIELDS if name not in document]:
+        raise ValueError(f"the field {missing[0]!r} is missing")
+    known = _FIELDS | {name: read for name, read in _TOLD.items() if name in document}
+    return PrecisionPlan(**{name: read(document[name], name) for name, read in known.items()})
 
 
 def _layers(value: Any, what: str) -> dict[str, Precision]:
@@ -164,6 +188,16 @@ def _sensitivity(value: Any, what: str) -> dict[str, dict[str, float]]:
     return {name: numbers(each, f"{what}[{name!r}]") for name, each in table(value, what).items()}
 
 
+def _fronts(value: Any, what: str) -> dict[str, tuple[tuple[float, float], ...]]:
+    found = {}
+    for cost, points in table(value, what).items():
+        each = [listed(point, f"{what}[{cost!r}]") for point in listed(points, f"{what}[{cost!r}]")]
+        if any(len(point) != 2 for point in each):
+            raise ValueError(f"{what}[{cost!r}] must be a list of pairs, a cost and an error")
+        found[cost] = tuple(tuple(number(x, f"{what}[{cost!r}]") for x in point) for point in each)
+    return found
+
+
 _FIELDS = {
     "network": text,
     "method": text,
@@ -178,6 +212,14 @@ _FIELDS = {
     "score": _optional,
     "layers": _layers,
     "sensitivity": _sensitivity,
+}
+_TOLD = {  # for the report; a plan that a person wrote may lack them
+    "w8a8": numbers,
+    "traces": _sensitivity,
+    "sensitivity_method": text,
+    "sensitivity_seconds": number,
+    "fronts": _fronts,
+    "command": text,
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from intq import baselines, dataflow
 from intq.budgets import Budget, limits
 from intq.calibrate import Histogram, choose_range
-from intq.cost import Bits, Geometry, Latencies
+from intq.cost import Bits, Geometry, Latencies, bits_name
 from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph
 from intq.graph import Graph
@@ -43,11 +43,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """By node: the traces of the weights and of the values that layers read; and how long they took."""
+    """By node: the traces of the weights and of the values that layers read; and how long they took.
+
+    ``layers``: {layer: {"weights" and "inputs": mean trace}}, for the report.
+    """
 
     method: str
     weights: Mapping[str, Trace]
     activations: Mapping[str, Trace]
+    layers: Mapping[str, Mapping[str, float]]
     seconds: float
 
 
@@ -86,7 +90,23 @@ def sensitivities(
             seed=seed,
             progress=lambda done, total: progress("hessian", done, total),
         )
-    return Sensitivities(method, found.weights, found.activations, time.perf_counter() - start)
+    layers = _of_layers(graph, found.weights, found.activations)
+    return Sensitivities(method, found.weights, found.activations, layers, time.perf_counter() - start)
+
+
+def _of_layers(
+    graph: FloatGraph, weights: Mapping[str, Trace], activations: Mapping[str, Trace]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[Trace]]] = {}
+    for node in graph.nodes:
+        if node.op in CONTRACTIONS:
+            each = found.setdefault(node.module, {"weights": [], "inputs": []})
+            each["weights"].append(weights[node.name])
+            each["inputs"].append(activations[node.inputs[0]])
+    return {
+        name: {kind: sum(t.trace for t in made) / sum(t.elements for t in made) for kind, made in each.items()}
+        for name, each in found.items()
+    }
 
 
 def _first(batches: Sequence[torch.Tensor], samples: int) -> list[torch.Tensor]:
@@ -177,8 +197,7 @@ def chosen(
     bounds = limits(budgets, uniform_plan(made, 8, 8).costs)
     best = baselines.METHODS[method](made, bounds, seed=seed, trials=trials, evaluate=evaluate)
     fronts = {cost: _front(made, cost) for cost in (bounds or {"size": 0.0}) if cost != "error"}
-    plan = plan_of(best, layers, name, bounds, _told(made, found))
-    return Searched(best, plan, made, bounds, fronts)
+    return Searched(best, _plan(best, name, made, layers, found, bounds, fronts), made, bounds, fronts)
 
 
 def within_drop(
@@ -218,17 +237,33 @@ def within_drop(
         middle = (low + high) // 2
         low, high = (low, middle) if drop(middle) <= most else (middle + 1, high)
     best = replace(front[high], evaluations=tried, score=drops[high], method="ilp", minimized=cost)
-    plan = plan_of(best, layers, name, bounds, _told(made, found))
-    return Searched(best, plan, made, bounds, {cost: [(p.costs[cost], p.error) for p in front]})
+    fronts = {cost: [(p.costs[cost], p.error) for p in front]}
+    return Searched(best, _plan(best, name, made, layers, found, bounds, fronts), made, bounds, fronts)
 
 
 def _front(made: Problem, cost: str) -> list[tuple[float, float]]:
     return [(point.costs[cost], point.error) for point in pareto(made, cost, points=FRONT)]
 
 
-def _told(made: Problem, found: Sensitivities) -> dict[str, dict[str, float]]:
-    """What the plan tells of each layer's sensitivity: the errors of its choices."""
-    return {layer.name: {f"W{c.weight_bits}A{c.input_bits}": c.error for c in layer.choices} for layer in made.layers}
+def _plan(
+    best: Assignment,
+    name: str,
+    made: Problem,
+    layers: Mapping[str, Geometry],
+    found: Sensitivities,
+    bounds: Mapping[str, float],
+    fronts: Mapping[str, Sequence[tuple[float, float]]],
+) -> PrecisionPlan:
+    """The plan, with what it tells the report: the errors of each layer's choices, traces, fronts."""
+    errors = {layer.name: {bits_name(c.bits): c.error for c in layer.choices} for layer in made.layers}
+    return replace(
+        plan_of(best, layers, name, bounds, errors),
+        w8a8=dict(uniform_plan(made, 8, 8).costs),
+        traces=found.layers,
+        sensitivity_method=found.method,
+        sensitivity_seconds=found.seconds,
+        fronts={cost: tuple(points) for cost, points in fronts.items()},
+    )
 
 
 def uniform(graph: FloatGraph, pair: Bits) -> dict[str, Choice]:

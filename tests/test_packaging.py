@@ -46,7 +46,7 @@ def wheel(root, tmp_path_factory) -> Path:
         (copy / name).write_bytes((root / name).read_bytes())
     for top in FOLDERS:
         for path in (root / top).rglob("*"):
-            if path.is_file() and path.suffix in (".py", ".json"):
+            if path.is_file() and path.suffix in (".py", ".json", ".css"):
                 target = copy / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(root, wheel):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     assert {name for name in held if name.endswith(".py")} == set(sources(root))
-    assert {Path(name).suffix for name in held} <= {".py", ".json"}
+    assert {Path(name).suffix for name in held} <= {".py", ".json", ".css"} and "intq/report.css" in held
     assert licences
 
 
