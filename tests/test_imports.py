@@ -58,6 +58,8 @@ ROOMS = (
         "intq.hessian",
         "intq.sensitivity",
         "intq.spectrum",
+        "intq.channels",
+        "intq.prune",
     },
     {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},
     {
