@@ -156,7 +156,9 @@ def _movable(graph: FloatGraph, units: Mapping[str, np.ndarray], fixed: np.ndarr
     """Not those that are cut or in groups, nor those that layers make among others each: all of a layer or none."""
     movable, layers = ~fixed, [n for n in graph.nodes if n.op in CONTRACTIONS and not is_depthwise(n)]
     for node in graph.nodes:
-        if node.op == "slice" or (node.op in CONTRACTIONS and node.attrs.get("groups", 1) > 1 and not is_depthwise(node)):
+        if node.op == "slice" or (
+            node.op in CONTRACTIONS and node.attrs.get("groups", 1) > 1 and not is_depthwise(node)
+        ):
             movable[units[node.inputs[0]]] = movable[units[node.name]] = False
     together: dict[int, bytes] = {}
     for made in (units[node.name] for node in layers):

@@ -345,6 +345,4 @@ def filter_traces(
             done += 1
             if progress is not None:
                 progress(done, probes * len(mine))
-    return {
-        name: summed(total) / (probes * sum(rows)) for name, total in zip(loss.weights, totals, strict=True)
-    }
+    return {name: summed(total) / (probes * sum(rows)) for name, total in zip(loss.weights, totals, strict=True)}

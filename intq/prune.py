@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +33,21 @@ from intq.errors import IntqError
 from intq.floatgraph import CONTRACTIONS, FloatGraph, FloatNode, contraction, evaluate, scaled_residual
 from intq.hessian import filter_traces
 from intq.losses import of_graph, split, with_own_answers
+from intq.quantize import for_walk
 from intq.rounding import by_position, rows_at
 
 BUDGETS = ("bops", "size")
+ROUNDS = 4  # after which traces are taken anew
 LEAST = 4  # channels that every layer keeps
-TRACED, TRACED_AT_ONCE = 256, 32  # samples by which filters' traces are estimated
-FITTED, ROWS = 128, 2**14  # samples by which weights are fitted, and rows of them that are multiplied at a time
+TRACED, TRACED_AT_ONCE = 256, 8  # samples by which filters' traces are estimated
+ROWS = 2**14  # of what a layer reads, multiplied at a time
 RIDGE = 1e-3  # of a mean square of what a layer reads: how far fitted weights are held to what they were
+NOISE = 0.1  # of the mean size of a layer's filters' traces: one that is smaller, or below zero, counts as that
 BITS = (8, 8)
+EXACT = 1e-9  # by which a sum of costs may be off
 
 Progress = Callable[[str, int, int], None]
+Traces = Callable[[FloatGraph], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ class Pruned:
 
 def prune(
     graph: FloatGraph,
-    traces: Mapping[str, Tensor],
+    traces: Traces,
     batches: Sequence[Tensor],
     keep: Mapping[str, float],
     *,
+    rounds: int = ROUNDS,
     implant: bool = True,
     refit: bool = True,
     bits: Mapping[str, tuple[int, int]] | None = None,
@@ -69,10 +76,12 @@ def prune(
 ) -> Pruned:
     """The network within a budget.
 
-    ``traces``: {layer: (outputs, taps)} of :func:`intq.hessian.filter_traces`; ``batches``: samples as the graph takes
-    them. ``keep``: {"bops" or "size": the share to be left, between 0 and 1}, of the layers' bit operations and of
-    their weights' bits. ``bits``: {layer: (of its weights, of its inputs)}, 8 and 8 by default. ``least``: channels
-    that every layer keeps.
+    ``traces(graph)``: {layer: (outputs, taps)} as :func:`intq.hessian.filter_traces` has them, of the network and, at
+    the beginning of every other round, of what is left of it. ``batches``: samples as the graph takes them. ``keep``:
+    {"bops" or "size": the share to be left, between 0 and 1}, of the layers' bit operations and of their weights' bits;
+    each round leaves the same share of what was left. ``implant``: also by 1x1 filters in place of larger ones;
+    ``refit``: see :func:`refitted`. ``bits``: {layer: (of its weights, of its inputs)}, 8 and 8 by default. ``least``:
+    channels that every layer keeps.
     Raises IntqError for a budget that cannot be met, with the smallest that can.
     """
     for name, share in keep.items():
@@ -80,23 +89,38 @@ def prune(
             known = " and ".join(BUDGETS)
             raise IntqError(f"pruning keeps shares of {known}, above 0 and up to 1; got {name}={share}")
     channels = couple(graph)
-    state, loss, kept = _chosen(graph, channels, traces, keep, implant, bits or {}, least)
+    layers = _layers(graph, channels, bits or {})
+    state, loss = np.full(len(channels.fixed), KEPT), 0.0
+    may_implant = channels.movable & (layers.makes[layers.small].sum(0) > 0) & implant
+    floor = np.minimum(least, layers.makes.sum(1))
+    walked = for_walk(graph, list(batches))
     with torch.no_grad():
         means = {name: seen.mean for name, seen in observe_limits(graph, batches, lambda done, total: None).items()}
+    thin = thinned(graph, channels, state, means)
+    for turn in range(1, rounds + 1):
+        share = {name: share ** (turn / rounds) for name, share in keep.items()}
+        losses = _losses(layers, channels, thin, traces(thin.graph))
+        state, lost = _chosen(layers, channels, losses, state, share, floor, may_implant)
+        loss += lost
         thin = thinned(graph, channels, state, means)
-        left = refitted(thin, graph, spread(batches, FITTED)) if refit else thin.graph
-    outputs = {node.name: state[channels.units[node.name]] for node in graph.nodes if node.op in CONTRACTIONS}
+        thin = replace(thin, graph=refitted(thin, graph, walked)) if refit else thin
+    outputs = {node.name: state[channels.units[node.name]] for node in layers.nodes}
+    small = {node.name for node, is_small in zip(layers.nodes, layers.small, strict=True) if is_small}
     removed = {name: tuple(np.flatnonzero(of == REMOVED).tolist()) for name, of in outputs.items()}
-    small = {node.name for node in graph.nodes if node.op in CONTRACTIONS and implantable(node, graph)}
     implanted = {name: tuple(np.flatnonzero(outputs[name] == IMPLANTED).tolist()) for name in outputs if name in small}
-    removed, implanted = ({name: found for name, found in of.items() if found} for of in (removed, implanted))
-    shares = ", ".join(f"{100 * kept[name]:.1f} % of its {name}" for name in BUDGETS)
+    kept = dict(zip(BUDGETS, layers.shares(state).tolist(), strict=True))
     notice = (
         f"pruned: {sum(map(len, removed.values()))} of {sum(map(len, outputs.values()))} filters are left out and "
-        f"{sum(map(len, implanted.values()))} are a 1x1 instead; the network keeps {shares}"
+        f"{sum(map(len, implanted.values()))} are 1x1 instead; the network keeps "
+        + " and ".join(f"{100 * kept[name]:.1f} % of its {name}" for name in BUDGETS)
     )
-    left = replace(left, notices=(*left.notices, notice))
-    return Pruned(left, removed, implanted, kept, loss)
+    return Pruned(
+        replace(thin.graph, notices=(*graph.notices, notice)),
+        {name: found for name, found in removed.items() if found},
+        {name: found for name, found in implanted.items() if found},
+        kept,
+        loss,
+    )
 
 
 def by_hessian(
@@ -104,26 +128,25 @@ def by_hessian(
     batches: Sequence[Tensor],
     keep: Mapping[str, float],
     *,
-    probes: int = 8,
+    samples: int = TRACED,
+    probes: int = 4,
     seed: int = 0,
-    implant: bool = True,
-    refit: bool = True,
-    bits: Mapping[str, tuple[int, int]] | None = None,
     progress: Progress | None = None,
+    **choices: Any,
 ) -> Pruned:
-    """:func:`prune` by the Hessian of the cross entropy to the network's own answers, which takes no labels.
+    """:func:`prune`, with its ``choices``, by the Hessian of the cross entropy to the network's own answers: no labels.
 
-    ``probes``: of each batch; more make the filters' traces more exact. The same data and seed give the same network.
+    ``samples``: of the batches, that are used for it; ``probes``: of each few of them. More of either make the filters'
+    traces more exact. The same data and seed give the same network.
     """
-    samples = split(spread(batches, TRACED), TRACED_AT_ONCE)
-    traces = filter_traces(
-        of_graph(graph),
-        with_own_answers(graph.run, samples),
-        probes=probes,
-        seed=seed,
-        progress=None if progress is None else lambda done, total: progress("traces", done, total),
-    )
-    return prune(graph, traces, batches, keep, implant=implant, refit=refit, bits=bits)
+    chosen = split(spread(batches, samples), TRACED_AT_ONCE)
+    report = None if progress is None else lambda done, total: progress("traces", done, total)
+
+    def traces(left: FloatGraph) -> Mapping[str, Tensor]:
+        own = with_own_answers(left.run, chosen)
+        return filter_traces(of_graph(left), own, probes=probes, seed=seed, progress=report)
+
+    return prune(graph, traces, batches, keep, **choices)
 
 
 def spread(batches: Sequence[Tensor], wanted: int) -> list[Tensor]:
@@ -151,6 +174,10 @@ class _Layers:
     prices: np.ndarray
     taps: np.ndarray
     small: np.ndarray
+
+    def shares(self, state: np.ndarray) -> np.ndarray:
+        """(budgets,): of what the whole network costs."""
+        return self.costs(state)[0] / self.costs(np.full_like(state, KEPT))[0]
 
     def costs(self, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(budgets,) all that is left costs; (budgets, units) what each unit costs; what its implant would save."""
@@ -182,63 +209,66 @@ def _layers(graph: FloatGraph, channels: Channels, bits: Mapping[str, tuple[int,
 
 
 def _chosen(
-    graph: FloatGraph,
+    layers: _Layers,
     channels: Channels,
-    traces: Mapping[str, Tensor],
+    losses: np.ndarray,
+    state: np.ndarray,
     keep: Mapping[str, float],
-    implant: bool,
-    bits: Mapping[str, tuple[int, int]],
-    least: int,
-) -> tuple[np.ndarray, float, dict[str, float]]:
-    """(units,) what becomes of each, what it loses, and the shares that are left."""
-    layers = _layers(graph, channels, bits)
-    whole, rest, outer = _losses(layers, channels, traces)
-    state, total = np.full(len(channels.fixed), KEPT), 0.0
-    at_first = layers.costs(state)[0]
+    floor: np.ndarray,
+    may_implant: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """(units,) what becomes of each after more steps, until the shares are met; and what these steps lose."""
+    whole, rest, outer = losses
+    state, total = state.copy(), 0.0
+    at_first = layers.costs(np.full_like(state, KEPT))[0]
     most = np.array([keep.get(name, math.inf) for name in BUDGETS]) * at_first
-    floor = np.minimum(least, layers.makes.sum(1))
-    may_implant = channels.movable & (layers.makes[layers.small].sum(0) > 0) & implant
     while True:
         costs, of_unit, of_implant = layers.costs(state)
-        over = costs > most
+        over = costs > most * (1 + EXACT)
         if not over.any():
-            return state, total, dict(zip(BUDGETS, (costs / at_first).tolist(), strict=True))
+            return state, total
         alive = state != REMOVED
         made = (layers.makes * alive).sum(1, keepdims=True)
         short = ((layers.makes > 0) & (made - layers.makes < floor[:, None])).any(0)
-        share = over / at_first
-        saved = np.stack([np.where(alive & ~channels.fixed & ~short, share @ of_unit, 0), share @ of_implant])
-        saved[1] *= may_implant & (state == KEPT)
+        price = over / at_first
+        saved = np.stack([(price @ of_unit) * (alive & ~channels.fixed & ~short), (price @ of_implant) * may_implant])
         lost = np.stack([np.where(state == IMPLANTED, rest, whole), outer])
         rate = np.divide(lost, saved, out=np.full_like(lost, math.inf), where=saved > 0)
         step, unit = np.unravel_index(int(rate.argmin()), rate.shape)
         if math.isinf(rate[step, unit]):
-            reached = ", ".join(f"{n}={c / f:.3g}" for n, c, f in zip(BUDGETS, costs, at_first, strict=True) if n in keep)
             asked = ", ".join(f"{name}={share:.3g}" for name, share in keep.items())
+            reached = ", ".join(f"{n}={s:.3g}" for n, s in zip(BUDGETS, costs / at_first, strict=True) if n in keep)
             raise IntqError(
-                f"the budget {asked} cannot be met by pruning: the smallest that it comes to is {reached}, with {least} "
-                "channels in every layer; ask for no less, or for fewer bits"
+                f"pruning cannot keep as little as {asked}: with {int(floor.max())} channels in every layer it comes "
+                f"down to {reached}; ask for more, or for fewer bits"
             )
         state[unit] = (REMOVED, IMPLANTED)[step]
         total += float(lost[step, unit])
 
 
-def _losses(layers: _Layers, channels: Channels, traces: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
-    """(units,): what removing loses, what removing an implant loses, and what implanting loses."""
+def _losses(layers: _Layers, channels: Channels, thin: Thinned, traces: Mapping[str, Tensor]) -> np.ndarray:
+    """(3, units): what removing loses, what removing an implant loses, and what implanting loses."""
     found = np.zeros((3, len(channels.fixed)))
-    for node, small in zip(layers.nodes, layers.small, strict=True):
+    small = {node.name for node, is_small in zip(layers.nodes, layers.small, strict=True) if is_small}
+    for node in thin.graph.nodes:
+        if node.op not in CONTRACTIONS:
+            continue
         weight = node.parameters["weight"].detach().double()
         square = weight.reshape(*weight.shape[:2], -1).square().sum(1)  # (outputs, taps)
         if node.name not in traces or traces[node.name].shape != square.shape:
-            raise IntqError(f"{node.name}: expected traces of {tuple(square.shape)} (outputs, taps) for this layer")
-        trace, inputs = traces[node.name].double(), weight.shape[1]
-        middle = torch.zeros(square.shape[1], dtype=torch.bool)
-        middle[square.shape[1] // 2 if small else slice(None)] = True
-        for kind, taps in enumerate((slice(None), middle, ~middle)):
-            of, over = square[:, taps], trace[:, taps]
-            loss = over.sum(1).clamp_min(0) / (2 * inputs * max(of.shape[1], 1)) * of.sum(1)
-            np.add.at(found[kind], channels.units[node.name], loss.numpy())
-    return tuple(found)
+            raise IntqError(f"{node.name}: pruning needs this layer's traces (outputs, taps), {tuple(square.shape)}")
+        trace, (name, outputs) = traces[node.name].double(), thin.origin[node.name]
+        units, inputs = channels.units[name][outputs], weight.shape[1]
+        middle = torch.ones(square.shape[1], dtype=torch.bool)
+        if name in small:
+            middle = torch.arange(square.shape[1]) == square.shape[1] // 2
+        for kind, taps in enumerate((torch.ones_like(middle), middle, ~middle)):
+            p = inputs * max(int(taps.sum()), 1)
+            own = trace[:, taps].sum(1)
+            own = own.clamp_min(NOISE * float(own.abs().mean()))
+            loss = own / (2 * p) * square[:, taps].sum(1)
+            np.add.at(found[kind], units, loss.numpy())
+    return found
 
 
 # ---- what is left ------------------------------------------------------------------------------------------------

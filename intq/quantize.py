@@ -203,7 +203,7 @@ def quantized(seen: Observed, progress: Progress | None = None) -> Graph:
         bits=options.bits,
         ranges=options.ranges,
     )
-    walked = _for_walk(plan.graph, seen.batches)
+    walked = for_walk(plan.graph, seen.batches)
     plan = replace(plan, weights=_choose_weights(plan.graph, walked, options, progress or _silent))
     layers = layer_noise(plan, walked[:NOISE_BATCHES])
     return emit(plan, seen.value, {"layers": layers, "notices": list(plan.graph.notices)})
@@ -262,7 +262,7 @@ def _normalize(
     return graph, Value(graph.input, (n, h, w, c), "uint8", 0, 255, tuple(scale.tolist()), tuple((255 * mean).tolist()))
 
 
-def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
+def for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
     """Samples from all over the data, as many as the walk keeps in memory."""
     if graph.reads_tokens:
         return spread_tokens(batches, WALK_TOKENS)
