@@ -98,9 +98,8 @@ def prune(
         means = {name: seen.mean for name, seen in observe_limits(graph, batches, lambda done, total: None).items()}
     thin = thinned(graph, channels, state, means)
     for turn in range(1, rounds + 1):
-        share = {name: share ** (turn / rounds) for name, share in keep.items()}
         losses = _losses(layers, channels, thin, traces(thin.graph))
-        state, lost = _chosen(layers, channels, losses, state, share, floor, may_implant)
+        state, lost = _chosen(layers, channels, losses, state, keep, turn / rounds, floor, may_implant)
         loss += lost
         thin = thinned(graph, channels, state, means)
         thin = replace(thin, graph=refitted(thin, graph, walked)) if refit else thin
@@ -164,8 +163,8 @@ def spread(batches: Sequence[Tensor], wanted: int) -> list[Tensor]:
 @dataclass(frozen=True)
 class _Layers:
     """What the layers cost, as tables (layers, units): how many of a unit's channels a layer makes and, for each of its
-    outputs, reads. ``prices`` (budgets, layers): of a multiplication; ``taps`` (layers,) of a filter. ``alone``: the
-    layers whose outputs read one input each.
+    outputs, reads (none, where each output reads one of its own). ``taps`` (layers,) of a filter; ``prices`` (budgets,
+    layers): of a filter's taps on one input. ``small`` (layers,): whose filters 1x1 may replace.
     """
 
     nodes: tuple[FloatNode, ...]
@@ -193,6 +192,8 @@ class _Layers:
 
 def _layers(graph: FloatGraph, channels: Channels, bits: Mapping[str, tuple[int, int]]) -> _Layers:
     nodes = tuple(node for node in graph.nodes if node.op in CONTRACTIONS)
+    if not nodes:
+        raise IntqError("pruning takes channels from convolutions and linear layers, of which this network has none")
     count = len(channels.fixed)
     makes = np.stack([np.bincount(channels.units[n.name], minlength=count) for n in nodes]).astype(float)
     reads = np.stack([np.bincount(channels.units[n.inputs[0]], minlength=count) for n in nodes]).astype(float)
@@ -214,14 +215,15 @@ def _chosen(
     losses: np.ndarray,
     state: np.ndarray,
     keep: Mapping[str, float],
+    done: float,
     floor: np.ndarray,
     may_implant: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-    """(units,) what becomes of each after more steps, until the shares are met; and what these steps lose."""
+    """(units,) what becomes of each after more steps, until ``keep ** done`` is met; and what these steps lose."""
     whole, rest, outer = losses
     state, total = state.copy(), 0.0
     at_first = layers.costs(np.full_like(state, KEPT))[0]
-    most = np.array([keep.get(name, math.inf) for name in BUDGETS]) * at_first
+    most = np.array([keep.get(name, math.inf) ** done for name in BUDGETS]) * at_first
     while True:
         costs, of_unit, of_implant = layers.costs(state)
         over = costs > most * (1 + EXACT)
