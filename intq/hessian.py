@@ -311,3 +311,38 @@ def _probe(
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The scalar product of two tensors, in float64."""
     return torch.dot(a.flatten(), b.flatten()).double()
+
+
+def filter_traces(
+    loss: Loss,
+    batches: Sequence[Batch],
+    *,
+    probes: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """{weight: (outputs, taps), float64}: the layers' traces as :func:`traces` has them, of each filter's taps apart.
+
+    A weight (outputs, inputs, taps, ...) has the diagonal's sum over the inputs for every output and tap, a matrix one
+    tap. The sum of all is the layer's trace. Each batch is probed so many times, by vectors of its own.
+    ``progress(done, total)`` counts probes of batches. Several processes share the batches.
+    """
+
+    def made(batch: Batch) -> Gradient:
+        return gradient(loss, batch, activations=False)
+
+    rows, scales = counts(batches).tolist(), _balanced(made, batches, seed)
+    mine, done = share(batches), 0
+    totals = [torch.zeros(len(w), w[0, 0].numel(), dtype=torch.float64) for w in loss.weights.values()]
+    for place, batch in mine:
+        point = made(batch)
+        for number in range(probes):
+            vectors = scales.vectors(point, seed, PROBE, number, place)
+            found = point.product(vectors, keep=number < probes - 1)
+            for total, v, h, s in zip(totals, vectors, found, scales.values, strict=True):
+                diagonal = (v * h).flatten(2) if v.ndim > 2 else (v * h)[..., None]
+                total += diagonal.sum(1, dtype=torch.float64).cpu() * (rows[place] / s**2)
+            done += 1
+            if progress is not None:
+                progress(done, probes * len(mine))
+    return {name: summed(total) / (probes * sum(rows)) for name, total in zip(loss.weights, totals, strict=True)}

@@ -42,6 +42,7 @@ INT32_SCORES = 2.0**23  # the scores' largest value seen, as an integer: 8 bits 
 FINE_BITS = 6  # that a curve's polynomials have below a step of 8 bits, about
 
 Progress = Callable[[str, int, int], None]
+Prune = Callable[[FloatGraph, Sequence[Tensor]], FloatGraph]  # (network, samples as it takes them) -> a smaller one
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def quantize(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
     longest: int = LONGEST,
+    prune: Prune | None = None,
     progress: Progress | None = None,
 ) -> Graph:
     """The integer network of ``model``: weights int8 per output channel, activations uint8, scores int32.
@@ -107,7 +109,8 @@ def quantize(
     ``weight_bits``: {pattern: bits of their weights, 2, 4, 8 or 16 (which are two products of 8 bits)}. ``ranges``:
     {module path: (low, high)}: of what these modules make, known from training instead of calibration.
     ``seed``: of the sampling for ``gptq``; the same data and seed give the same graph. ``longest``: samples of a
-    recording that the integer network takes at a time.
+    recording that the integer network takes at a time. ``prune``: what makes the network smaller before its ranges are
+    measured, such as :func:`intq.prune.by_hessian`.
     ``progress(stage, done, total)`` is called along the way.
 
     The graph's metadata holds ``layers``: per value its name and ``sqnr_db`` against the float network on the
@@ -120,6 +123,7 @@ def quantize(
         mean=mean,
         std=std,
         longest=longest,
+        prune=prune,
         progress=progress,
         method=method,
         equalize=equalize,
@@ -158,6 +162,7 @@ def observe(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     longest: int = LONGEST,
+    prune: Prune | None = None,
     progress: Progress | None = None,
     check: Callable[[FloatGraph], None] | None = None,
     **choices: Any,
@@ -185,6 +190,8 @@ def observe(
         report("capture", 1, 1)
         if check:
             check(graph)
+        if prune is not None:
+            graph = prune(graph, batches)
         graph, histograms = _seen(graph, batches, options, report)
         return Observed(graph, value, batches, pixels, histograms, options)
 
@@ -202,7 +209,7 @@ def quantized(seen: Observed, progress: Progress | None = None) -> Graph:
         bits=options.bits,
         ranges=options.ranges,
     )
-    walked = _for_walk(plan.graph, seen.batches)
+    walked = for_walk(plan.graph, seen.batches)
     plan = replace(plan, weights=_choose_weights(plan.graph, walked, options, progress or _silent))
     layers = layer_noise(plan, walked[:NOISE_BATCHES])
     return emit(plan, seen.value, {"layers": layers, "notices": list(plan.graph.notices)})
@@ -261,7 +268,7 @@ def _normalize(
     return graph, Value(graph.input, (n, h, w, c), "uint8", 0, 255, tuple(scale.tolist()), tuple((255 * mean).tolist()))
 
 
-def _for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
+def for_walk(graph: FloatGraph, batches: list[Tensor]) -> list[Tensor]:
     """Samples from all over the data, as many as the walk keeps in memory."""
     if graph.reads_tokens:
         return spread_tokens(batches, WALK_TOKENS)

@@ -64,6 +64,8 @@ ROOMS = (
         "intq.sensitivity",
         "intq.spectrum",
         "intq.landscape",
+        "intq.channels",
+        "intq.prune",
     },
     {"intq.assets", "intq.pretrained", "intq.probes", "intq.verification", "intq.bench", "intq.domains"},
     {
