@@ -50,7 +50,8 @@ def report(
     """Write all that is known of an artifact as one HTML page.
 
     Layers, bits, costs, plan and training are in the artifact; what has to be measured is measured when asked for. The
-    page needs no network and no script, and is light or dark as its reader likes.
+    page needs no network and no script, and is light or dark as its reader likes. Exit code 1 when --verify finds
+    what does not hold.
 
     [b]Examples[/]
 
@@ -58,8 +59,8 @@ def report(
       intq report net-tuned --verify --bench -o report.html
       intq report net-tuned --eval photos/ --checkpoint my-resnet/ --data photos/ --beside net-mixed -o report.html
 
-    [dim]JSON: {"page", "network", "costs", "layers": [{"name", "weight_bits", "input_bits", "parameters", "bytes",
-    "macs", "bops", "sqnr_db", "ms", "errors", "traces"}], "plan", "accuracy": [{"name", "arithmetic", "data",
+    [dim]JSON: {"page", "network", "costs", "w8a8", "layers": [{"name", "weight_bits", "input_bits", "parameters",
+    "bytes", "macs", "bops", "sqnr_db", "ms", "errors", "traces"}], "plan", "accuracy": [{"name", "arithmetic", "data",
     "examples", "metrics", "bytes"}], "training", "curvature", "overflow", "verify", "bench", "report"}; null or empty:
     not measured[/]
     """
@@ -110,7 +111,9 @@ def report(
         folder, graph, found, accuracy=accuracy, verified=verified, timed=times, curvature=curvature
     )
     write_text(output, page(value))
-    return Answer({"page": str(output), **value}, (f"All that is known of {folder}: [b]{output}[/]",))
+    unequal = verified and (verified["float_instructions"] or sum(verified["mismatches"].values()))
+    words = f"All that is known of {folder}: [b]{output}[/]"
+    return Answer({"page": str(output), **value}, (words,), failed=bool(unequal))
 
 
 def _accuracy(

@@ -170,10 +170,11 @@ def _svg(figure: Figure, name: str, title: str) -> str:
 
 def scientific(value: float) -> str:
     """A number to three digits, 0.0123 or 1.23·10⁻⁷."""
-    if not value or 1e-3 <= abs(value) < 1e5:
-        return f"{float(f'{value:.3g}'):,.10g}"
-    digits, power = f"{value:.2e}".split("e")
-    return f"{float(digits):g}·10{str(int(power)).translate(RAISED)}"
+    sign, size = "−" if value < 0 else "", abs(value)
+    if not value or 1e-3 <= size < 1e5:
+        return f"{sign}{float(f'{size:.3g}'):,.10g}"
+    digits, power = f"{size:.2e}".split("e")
+    return f"{sign}{float(digits):g}·10{str(int(power)).translate(RAISED)}"
 
 
 def _tick(value: float, place: int) -> str:

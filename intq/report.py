@@ -67,15 +67,19 @@ def _header(facts: Facts) -> str:
 
 
 def _headlines(facts: Facts, costs: Mapping[str, float]) -> Iterable[tuple[str, str, str]]:
-    w8a8 = (facts["plan"] or {}).get("w8a8", {})
+    w8a8 = facts["w8a8"] or {}
     rows, history = facts["accuracy"], (facts["training"] or {}).get("history", ())
     if rows:
         name, value = next(iter(rows[-1]["metrics"].items()))
         yield name, _metric(name, value), f"{rows[-1]['examples']:,} examples"
     elif history and (names := _metrics(history)):
         yield names[0], _metric(names[0], history[-1][names[0]]), "after training"
-    yield "Constants", spelled("size", _round(costs["size"])), _share(costs["size"], w8a8.get("size"))
-    yield "Operations", spelled("bops", _round(costs["bops"])), _share(costs["bops"], w8a8.get("bops"))
+    yield (
+        "Constants",
+        spelled("size", _round(costs["size"])),
+        _share(costs["size"], w8a8.get("size"), "weights and scales"),
+    )
+    yield "Operations", spelled("bops", _round(costs["bops"])), _share(costs["bops"], w8a8.get("bops"), "for one input")
     weights = [(row["parameters"], row["weight_bits"]) for row in facts["layers"] if row["weight_bits"]]
     if total := sum(count for count, _ in weights):
         yield "Bits of a weight", f"{sum(count * bits for count, bits in weights) / total:.3g}", "on average"
@@ -155,6 +159,8 @@ def _sensitivity(facts: Facts) -> str:
         head = ["layer", "weights", "inputs", f"{what}, weights", f"{what}, inputs", "error as chosen"]
         parts.append(_table(head, body, mark="sticky"))
     caption = "The error of every layer at each precision it was offered; the one it has is filled and named."
+    if any(error <= 0 for each in errors.values() for error in each.values()):
+        caption += " An error of 0 has no place on the scale."
     parts.append(f'<div class="plots">{_figure(plots.choices(errors, chosen), caption)}</div>')
     seconds = plan["sensitivity_seconds"]
     how = {"hessian": "By the Hessian's mean trace", "fisher": "By squared gradients"}.get(plan["sensitivity_method"])
@@ -193,7 +199,8 @@ def _search(facts: Facts) -> str:
     proven = "" if plan["gap"] is None else f", proven within {100 * plan['gap']:.2g} % of the best there is"
     proven = ", proven the best there is" if plan["gap"] == 0 else proven
     tried = f", {plan['evaluations']} networks evaluated" if plan["evaluations"] else ""
-    told = f"Found by {escape(plan['method'])} in {_seconds(plan['seconds'])}{proven}{tried}."
+    told = f"Found by {escape(plan['method'])} in {_seconds(plan['seconds'])}{proven}{tried}. Costs are those that the "
+    told += "search counts: of the layers that have weights, on inputs as it was given."
     if figures and len(plan["fronts"]) > 1:
         told += " Each front limits its own cost alone; a plan within several budgets lies on or above all of them."
     parts = [_table(["cost", "W8A8", "budget", "plan", "of W8A8"], table)]
@@ -419,8 +426,8 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in rows[-1] if name not in ("step", "epoch", "loss")] if rows else []
 
 
-def _share(value: float, whole: float | None) -> str:
-    return f"{100 * value / whole:.1f} % of W8A8" if whole else "one input"
+def _share(value: float, whole: float | None, note: str) -> str:
+    return f"{100 * value / whole:.1f} % of W8A8" if whole and value < whole else note
 
 
 def _count(value: float) -> str:

@@ -48,6 +48,7 @@ def facts(
     length = length_of(graph, None, None)
     sizes = {"s": length, "t": length} if length else {}
     proof, written = graph.verify(), (folder / GRAPH_FILE).stat().st_mtime
+    rows = layers(graph, sizes, plan, timed)
     return {
         "network": {
             "model": graph.metadata.get("model", folder.name),
@@ -65,7 +66,8 @@ def facts(
             "made": graph.metadata.get("made"),
         },
         "costs": asdict(cost.network_cost(graph, sizes)),
-        "layers": layers(graph, sizes, plan, timed),
+        "w8a8": _eight_bits(graph, sizes, rows),
+        "layers": rows,
         "plan": _told(plan),
         "accuracy": [dict(each) for each in accuracy],
         "training": graph.metadata.get("training"),
@@ -131,6 +133,18 @@ def _told(plan: PrecisionPlan | None) -> dict[str, Any] | None:
     return {name: getattr(plan, name) for name in names} | {"fronts": fronts}
 
 
+def _eight_bits(graph: Graph, sizes: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """What the same network costs with 8 bits everywhere; None where it has 16 somewhere, which is several products."""
+    if any((row[kind] or 8) > 8 for row in rows for kind in ("weight_bits", "input_bits")):
+        return None
+    size = cost.network_bytes(graph)
+    for node in graph.nodes:
+        if node.op in cost.CONTRACTIONS:
+            count = node.constants["weight"].size
+            size += count - cost.weight_bytes(count, node.attrs.get("weight_bits", 8))
+    return {"size": size, "bops": 64 * cost.network_cost(graph, sizes).macs}
+
+
 def layer_names(graph: Graph, shapes: Mapping[str, Shapes], whose: str) -> dict[str, str]:
     """{source of nodes: layer of the float network}, by the names and weights that a plan or that network has.
 
@@ -151,7 +165,7 @@ def layer_names(graph: Graph, shapes: Mapping[str, Shapes], whose: str) -> dict[
             f"{whose} is of another network ({len(sizes)} layers) than this artifact ({len(mine)} layers){where}; give "
             "that of the network which it was made from"
         )
-    return found
+    return {name: found[name] for name in mine}
 
 
 def row(name: str, arithmetic: str, value: Mapping[str, Any], data: str | None, graph: Graph | None) -> dict[str, Any]:

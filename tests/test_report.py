@@ -135,6 +135,9 @@ def test_it_tells_what_the_artifact_and_the_measurements_hold(made, whole):
     for name, total in (("bytes", cost.size), ("macs", cost.macs), ("bops", cost.bops)):
         assert sum(row[name] for row in value["layers"]) == total and f"{total:,}" in words
     plan = read_plan(made / "plan.json")
+    other = value["w8a8"]  # but for a few constants, such as those that make copies of 4 bits, what the plan says
+    assert other["bops"] == plan.w8a8["bops"] and 0 <= other["size"] - plan.w8a8["size"] < 0.02 * other["size"]
+    assert f"{100 * cost.size / other['size']:.1f} % of W8A8" in words and cost.size < other["size"]
     assert [row["name"] for row in value["layers"]] == [*plan.layers, ""]
     for row in value["layers"][:-1]:
         layer = plan.layers[row["name"]]
@@ -229,5 +232,5 @@ def test_it_refuses_in_one_sentence_and_writes_nothing(made, tmp_path):
 
 def test_numbers_have_three_digits():
     numbers = (0.0, 1.0, 3321.4, 0.012345, 1.2345e-7, -4.5e-4, 5.66e5, 1e-9)
-    words = ["0", "1", "3,320", "0.0123", "1.23·10⁻⁷", "-4.5·10⁻⁴", "5.66·10⁵", "1·10⁻⁹"]
+    words = ["0", "1", "3,320", "0.0123", "1.23·10⁻⁷", "−4.5·10⁻⁴", "5.66·10⁵", "1·10⁻⁹"]
     assert [scientific(number) for number in numbers] == words
