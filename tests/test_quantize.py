@@ -213,6 +213,19 @@ def test_a_layer_that_is_asked_for_16_bits_reads_8_where_there_are_no_more(asked
     assert digest(intq.quantize(model, x, **asked)) == digest(intq.quantize(model, x))
 
 
+def test_convolutions_that_read_16_bits_in_a_row():
+    """Two values had one name: the high bytes of what a layer makes, and its products with those of what it reads."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))).eval()
+    x = torch.randn(16, 4, 9, 9)
+    graph = intq.quantize(model, [x], bits={"1": 16, "2": 16})
+    value = graph.inputs[0]
+    q = np.clip(np.rint(x.permute(0, 2, 3, 1).numpy() / value.scale) + value.zero_point, 0, 255).astype(np.uint8)
+    with torch.no_grad():
+        wanted = model(x).permute(0, 2, 3, 1).numpy()
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - answer(graph, q)) ** 2).sum()) > 35
+
+
 LAYERS = {
     "linear": ((24, 60), (3, 50, 60), {}),
     "conv1d": ((24, 20, 3), (3, 90, 20), {"stride": 2, "padding": (2, 1), "dilation": 2, "groups": 1}),
