@@ -134,7 +134,7 @@ def _layer(e, node: FloatNode, name: str, quant: Quant) -> Layer:
     high, low = halves(e, node, x)
     low_pad, high_pad = (None, None) if pad is None else (pad % BYTE, pad // BYTE + MIDDLE)
     top, nothing = MIDDLE * _sums(coarse), 0 * _sums(coarse)
-    of_high = _plain(e, node, f"{name}.of_high", layer(coarse, high_pad, Term(high, 1.0, top)))
+    of_high = _plain(e, node, f"{name}.high", layer(coarse, high_pad, Term(high, 1.0, top)))
     if fine is None:
         return layer(coarse, low_pad, Term(low, real, nothing), Term(of_high, BYTE * real, top))
     unit = finer(quant)
