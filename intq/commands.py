@@ -22,6 +22,7 @@ from intq.networks import (
     network_of,
     opened,
     planned_bits,
+    pruning,
     refuse_options,
 )
 from intq.options import (
@@ -52,6 +53,7 @@ from intq.options import (
     Output,
     Pair,
     PlanFile,
+    Prune,
     Random,
     ResidualBits,
     Rounding,
@@ -83,6 +85,7 @@ def quantize(
     method: Method = "mse",
     rounding: Rounding = "gptq",
     functions: Functions = None,
+    prune: Prune = None,
     plan: PlanFile = None,
     bits: Bits = None,
     weight_bits: WeightBits = None,
@@ -122,7 +125,7 @@ def quantize(
             "--zero-shot"
         )
     options = {"method": method, "rounding": rounding, "functions": functions, "residual_bits": residual_bits}
-    options |= planned_bits(plan, bits, weight_bits)
+    options |= planned_bits(plan, bits, weight_bits) | pruning(prune, seed)
     options = {name: value for name, value in options.items() if value}
     domain, checkpoint = opened(source, seed, random=random, task=task, labels=labels)
     refuse_options(domain, task=task)

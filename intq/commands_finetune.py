@@ -6,7 +6,7 @@ from intq import artifact, show
 from intq.app import check_output, command, use_threads
 from intq.console import Answer
 from intq.errors import IntqError
-from intq.networks import check_of, opened, planned_bits, recorded, refuse_options
+from intq.networks import check_of, opened, planned_bits, pruning, recorded, refuse_options
 from intq.options import (
     Bits,
     Checkpoint,
@@ -20,6 +20,7 @@ from intq.options import (
     Optimizer,
     Output,
     PlanFile,
+    Prune,
     Rate,
     Rounding,
     Samples,
@@ -42,6 +43,7 @@ def finetune(
     output: Output,
     data: Trained = None,
     task: Task = None,
+    prune: Prune = None,
     plan: PlanFile = None,
     bits: Bits = None,
     weight_bits: WeightBits = None,
@@ -106,7 +108,7 @@ def finetune(
     other = None
     if teacher:
         other = checkpoint if teacher == source else opened(teacher, seed, task=task)[1]
-    options = planned_bits(plan, bits, weight_bits) | {"rounding": rounding}
+    options = planned_bits(plan, bits, weight_bits) | pruning(prune, seed) | {"rounding": rounding}
     outcome = tuning.tuned(
         domain,
         checkpoint,

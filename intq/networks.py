@@ -18,6 +18,7 @@ import numpy as np
 
 import intq
 from intq import artifact, domains
+from intq.budgets import parse_budgets
 from intq.console import step
 from intq.errors import IntqError
 from intq.graph import Graph
@@ -98,6 +99,18 @@ def layer_bits(options: list[str] | None, name: str) -> dict[str, int]:
             raise IntqError(f"{name} takes layers and bits, as in '*.output.dense=16'; found {option!r}")
         found[pattern] = int(width)
     return found
+
+
+def pruning(text: str | None, seed: int) -> dict[str, Any]:
+    """The quantizer's option ``prune``, of what the command line says."""
+    if text is None:
+        return {}
+    from intq.prune import BUDGETS, Pruning
+
+    budgets = parse_budgets(text)
+    if wrong := [name for name, budget in budgets.items() if name not in BUDGETS or not budget.relative]:
+        raise IntqError(f"--prune takes shares that are left, as bops=0.5x or size=0.5x; found {wrong[0]} in {text!r}")
+    return {"prune": Pruning({name: budget.value for name, budget in budgets.items()}, seed)}
 
 
 def check_of(plan: Path | None, name: str) -> Callable | None:

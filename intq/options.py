@@ -94,6 +94,14 @@ Rounding = Annotated[
         "(minutes)."
     ),
 ]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=SHAREx,...",
+        help="First remove channels until so much is left, bops=0.5x or size=0.5x, those that matter least by the "
+        "Hessian; 3x3 filters become 1x1 in between. For images; fine-tune afterwards.",
+    ),
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option("--plan", metavar="FILE", help="The bits of every layer, as `intq search` found them."),

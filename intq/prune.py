@@ -122,6 +122,17 @@ def prune(
     )
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """:func:`by_hessian` as `intq.quantize` takes it: ``keep``, the shares of {"bops", "size"} that are left."""
+
+    keep: Mapping[str, float]
+    seed: int = 0
+
+    def __call__(self, graph: FloatGraph, batches: Sequence[Tensor]) -> FloatGraph:
+        return by_hessian(graph, batches, self.keep, seed=self.seed).graph
+
+
 def by_hessian(
     graph: FloatGraph,
     batches: Sequence[Tensor],

@@ -89,7 +89,7 @@ def _same(folder: Path, asked: Mapping[str, Any]) -> None:
         before = json.loads((folder / ASKED).read_text())
     except ValueError:
         raise IntqError(f"{folder / ASKED} is damaged; remove {folder} to begin anew") from None
-    now = json.loads(json.dumps(asked))
+    now = json.loads(json.dumps(asked, default=asdict))
     if differing := [name for name in now if now[name] != before.get(name)]:
         raise IntqError(
             f"{folder} holds a training that was begun with another {differing[0]} ({before.get(differing[0])}, now "
@@ -105,7 +105,7 @@ def _start(folder: Path, prepared: Any, asked: Mapping[str, Any], name: str, che
         folder.mkdir(parents=True, exist_ok=True)
         artifact.save(graph, folder / START, overwrite=True)
         part = folder / f"{ASKED}.part"
-        part.write_text(json.dumps(asked))
+        part.write_text(json.dumps(asked, default=asdict))
         part.replace(folder / ASKED)
     return artifact.load(folder / START)
 

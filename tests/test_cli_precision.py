@@ -10,6 +10,7 @@ from test_cli import answer, complaint
 
 from intq import artifact
 from intq.artifact import digest
+from intq.cost import network_cost
 from intq.vision.synthetic import random_model
 
 
@@ -98,9 +99,19 @@ def test_training_goes_on_where_it_was_stopped_and_is_what_it_measured(place, pl
     assert digest(artifact.load(place / "again")) == digest(artifact.load(place / "tuned"))
 
 
+def test_channels_are_pruned_before_anything_else(place):
+    asked = ("--data", place / "photos", "--samples", 16)
+    answer("quantize", place / "resnet.pth", *asked, "-o", place / "whole")
+    answer("quantize", place / "resnet.pth", *asked, "--prune", "bops=0.6x", "-o", place / "thin")
+    whole, thin = (network_cost(artifact.load(place / name)) for name in ("whole", "thin"))
+    assert 0.4 * whole.bops < thin.bops <= 0.6 * whole.bops
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("quantize", "resnet.pth", "--data", "photos", "--prune", "bops=5G"), "--prune takes shares that are left"),
+        (("quantize", "resnet.pth", "--data", "photos", "--prune", "bops=0.0001x"), "bops"),
         (("search", "resnet.pth", "--data", "photos"), "nothing to search for"),
         (("search", "resnet.pth", "--budget", "size=0.5x"), "no data"),
         (("search", "resnet.pth", "--data", "photos", "--budget", "bops=0.001x", *ASKED), "is the smallest reachable"),
