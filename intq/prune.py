@@ -11,6 +11,10 @@ implant" of the paper), d, p and trace_p are those of the other taps. A step rem
 met. So what is insensitive goes and what is moderately so is implanted, without thresholds to choose; an implant that
 later is the cheapest step goes too.
 
+Implants are not made unless asked for. On the small ResNet of Fashion-MNIST they cost more than they save, at half of
+the bit operations and at a fifth, before and after the same 1000 steps of training in float: 87.8 % with them and
+88.6 % without, 83.4 % and 84.9 % (one run each; float 90.4 %; filters chosen by their size alone 86.6 % at half).
+
 What is taken away goes on average into the biases of what read it, and the weights that are left are fitted, layer by
 layer, to what the layer answered before (:func:`refitted`).
 """
@@ -69,7 +73,7 @@ def prune(
     keep: Mapping[str, float],
     *,
     rounds: int = ROUNDS,
-    implant: bool = True,
+    implant: bool = False,
     refit: bool = True,
     bits: Mapping[str, tuple[int, int]] | None = None,
     least: int = LEAST,

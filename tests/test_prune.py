@@ -20,7 +20,7 @@ from intq.floatgraph import CONTRACTIONS, contraction, evaluate, limited, scaled
 from intq.hessian import filter_traces
 from intq.losses import of_graph, with_own_answers
 from intq.prune import Pruned, by_hessian, prune, refitted, spread
-from intq.quantize import observe, quantize
+from intq.quantize import quantize
 from intq.simplify import simplify
 from intq.vision.synthetic import random_images, random_model
 
@@ -298,7 +298,7 @@ def test_filters_traces_are_those_of_the_exact_hessian():
 def test_budgets_are_met_in_the_shapes(name, keep):
     model, x = random_model(name), torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     graph = captured(model, x)
-    pruned = by_hessian(graph, [x], keep, probes=1, rounds=2)
+    pruned = by_hessian(graph, [x], keep, probes=1, rounds=2, implant=True)
     weights = [
         sum(n.parameters["weight"].numel() for n in g.nodes if n.op in CONTRACTIONS) for g in (pruned.graph, graph)
     ]
@@ -333,13 +333,13 @@ def test_a_sensitive_filter_whose_middle_says_all_is_implanted():
         nodes.append(node)
     graph = type(graph)(graph.input, graph.input_shape, tuple(nodes), graph.output)
     share = 1 - 40 * 8 * 32 * 49 / macs(graph)
-    pruned = prune(graph, ones, [x], {"bops": share + 1e-6}, rounds=1)
+    pruned = prune(graph, ones, [x], {"bops": share + 1e-6}, rounds=1, implant=True)
     assert pruned.implanted == {"layer3.0.conv1": tuple(range(40))} and not pruned.removed
     made = {node.name: node for node in pruned.graph.nodes}
     assert made["layer3.0.conv1.spatial"].parameters["weight"].shape == (24, 32, 3, 3)
     assert made["layer3.0.conv1.pointwise"].parameters["weight"].shape == (40, 32, 1, 1)
     assert made["layer3.0.conv1"].op == "concat" and made["layer3.0.conv1"].shape == ("n", 64, 7, 7)
-    without = prune(graph, ones, [x], {"bops": share + 1e-6}, rounds=1, implant=False)
+    without = prune(graph, ones, [x], {"bops": share + 1e-6}, rounds=1)
     assert not without.implanted and without.removed
 
 
@@ -352,7 +352,7 @@ def ones(graph):
 def test_the_same_seed_gives_the_same_network():
     model, x = network(5)
     graph = captured(model, x)
-    a, b = (by_hessian(graph, [x], {"bops": 0.6}, probes=2, seed=4) for _ in range(2))
+    a, b = (by_hessian(graph, [x], {"bops": 0.6}, probes=2, seed=4, implant=True) for _ in range(2))
     assert (a.removed, a.implanted, a.kept, a.loss) == (b.removed, b.implanted, b.kept, b.loss)
     assert torch.equal(a.graph.run(x), b.graph.run(x))
 
@@ -366,7 +366,7 @@ def test_pruned_then_quantized(options):
     found: list[Pruned] = []
 
     def smaller(graph, batches):
-        found.append(by_hessian(graph, batches, {"bops": 0.5}, probes=1, rounds=2))
+        found.append(by_hessian(graph, batches, {"bops": 0.5}, probes=1, rounds=2, implant=True))
         return found[0].graph
 
     mean_std = {"mean": (0.5,), "std": (0.5,)}
@@ -376,10 +376,9 @@ def test_pruned_then_quantized(options):
     assert integer_macs(graph) / integer_macs(whole) == pytest.approx(found[0].kept["bops"])
     assert any(notice.startswith("pruned: ") for notice in graph.metadata["notices"])
     scores = reference.run(graph, pixels[:16])[0] * graph.values[graph.outputs[0]].scale
-    seen = observe(model, pixels, **mean_std)
     with torch.no_grad():
         exact = found[0].graph.run(torch.from_numpy(pixels[:16]).permute(0, 3, 1, 2).float()).numpy()
-    assert seen.graph.nodes and np.square(scores - exact).mean() < 0.02 * exact.var()
+    assert np.square(scores - exact).mean() < 0.02 * exact.var()
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -387,7 +386,9 @@ def test_pruned_then_quantized(options):
 def test_random_networks_pruned_then_quantized(seed):
     model, x = network(seed)
     try:
-        smaller = by_hessian(captured(model, x), [x], {"bops": 0.7}, probes=1, rounds=1, refit=False).graph
+        smaller = by_hessian(
+            captured(model, x), [x], {"bops": 0.7}, probes=1, rounds=1, refit=False, implant=True
+        ).graph
     except IntqError as error:
         assert "comes down to" in str(error)
         return
