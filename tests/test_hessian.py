@@ -299,9 +299,10 @@ def test_the_error_of_weights_is_that_of_the_quantizer(bits):
 
 def test_narrow_weights_err_more():
     weight = torch.tensor([[0.6, -1.0, 0.2], [0.0, 0.0, 0.0]])
-    assert weight_error(weight, 2) == pytest.approx(0.4**2 + 0.2**2)
-    assert weight_error(weight, 4) == pytest.approx((0.6 - 4 / 7) ** 2 + (0.2 - 1 / 7) ** 2)
-    with pytest.raises(IntqError, match="2, 4, 8 or 16 bits, got 3"):
+    assert weight_error(weight, 2) == pytest.approx(2 * 0.2**2 + 0.2**2), "of steps 0.8, the best there are"
+    assert 0 < weight_error(weight, 4) < 1.001 * ((0.6 - 4 / 7) ** 2 + (0.2 - 1 / 7) ** 2)
+    assert weight_error(weight, 8) == pytest.approx((0.6 - 76 / 127) ** 2 + (0.2 - 25 / 127) ** 2, rel=1e-4)
+    with pytest.raises(IntqError, match="2, 4, 8, 16 bits, got 3"):
         weight_error(weight, 3)
 
 

@@ -213,7 +213,7 @@ def test_sixteen_bits_for_all_layers_are_nearer(bert, integers):
 
 def test_halves_are_the_whole(bert):
     wide = intq.quantize(*bert, bits={"*.intermediate.dense": 16})
-    low = next(node for node in wide.nodes if node.op == "add" and node.name.endswith(".low"))
+    low = next(node for node in wide.nodes if node.op == "add" and node.name.endswith(".low_byte"))
     nodes = {node.name: node for node in wide.nodes}
     x = np.arange(-(2**15), 2**15, dtype=np.int16).reshape(1, -1, 32)
     high = reference.run_node(nodes[low.inputs[1]], [x])
@@ -225,7 +225,7 @@ def test_halves_are_the_whole(bert):
     ("options", "reason"),
     [
         ({"bits": {"*.nowhere": 16}}, "no layer is called"),
-        ({"bits": {"*": 12}}, "8 or 16 bits, got 12"),
+        ({"bits": {"*": 12}}, "4, 8, 16 bits, got 12"),
         ({"functions": "quick"}, "functions must be one of exact, ibert"),
         ({"mean": [0.5]}, "mean and std go with uint8 pixels"),
     ],
