@@ -88,9 +88,8 @@ def finetune(
     if data is None and task is None:
         raise IntqError("no data: give --data labelled examples to train on, or name a task of GLUE with --task")
     distill = (0.5 if teacher else 0.0) if distill is None else distill
-    for name, share in (("--distill", distill), ("--hidden", hidden)):
-        if share and not teacher and name == "--distill":
-            raise IntqError(f"{name} weighs a teacher's answers: say which with --teacher CHECKPOINT")
+    if distill and not teacher:
+        raise IntqError("--distill weighs a teacher's answers: say which with --teacher CHECKPOINT")
     recipe = Recipe(
         epochs=epochs,
         batch=batch,

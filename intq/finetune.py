@@ -133,7 +133,7 @@ def finetune(
         loss = _loss(network, inputs, targets, data, recipe, teacher, hidden)
         (mean_loss,) = averaged([loss.detach()])
         losses = _checked(mean_loss.item(), losses, folder, step)
-        _update(network, optimizer, loss, recipe, generator)
+        _update(optimizer, loss, recipe, generator)
         finished = step + 1
         at_end = finished % each == 0 or finished == total
         if at_end:
@@ -209,7 +209,7 @@ def distance(output: Tensor, teacher: Tensor, temperature: float, kept: Tensor |
     return apart.mean() if kept is None else (apart * kept).sum() / kept.sum()
 
 
-def _update(network: IntegerNetwork, optimizer, loss: Tensor, recipe: Recipe, generator: np.random.Generator) -> None:
+def _update(optimizer, loss: Tensor, recipe: Recipe, generator: np.random.Generator) -> None:
     optimizer.zero_grad(set_to_none=True)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     twice = recipe.optimizer == "adahessian"
@@ -287,6 +287,7 @@ class _State:
             if same:
                 network.load_state_dict(kept["network"])
                 optimizer.load_state_dict(kept["optimizer"])
+                torch.set_num_threads(kept["threads"])  # sums in another order would be other sums
                 return kept["step"], json.loads(kept["history"]), kept["losses"]
         except Exception as error:  # whatever a damaged file makes torch's reader raise
             raise IntqError(f"{self.path} is damaged ({error}); remove it to begin anew") from None

@@ -91,7 +91,7 @@ Rounding = Annotated[
     str,
     typer.Option(
         help="How weights are rounded: nearest; gptq, which makes up for errors; or learned, for 4 bits and fewer "
-        "(minutes)."
+        "(minutes; wider ones as by gptq)."
     ),
 ]
 Prune = Annotated[

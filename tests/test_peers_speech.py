@@ -88,8 +88,11 @@ def test_every_peer_answers_as_the_float_network(peers, tiny, family):
     assert "QDQ QUInt8/QInt8 " in entries[1].note and "the rest in float32 " in entries[2].note
     expected = module(torch.from_numpy(heard[0])).numpy()
     for entry in entries:
-        scores = worker.ENGINES[entry.engine](entry.network, np.load(entry.input), 1, **entry.settings)()
-        least = 90 if entry.precision == "float32" else 8  # it times what it computes the rest in, and that differs
+        settings = entry.settings  # of OpenVINO the quicker of two, which differs from run to run; here always the same
+        if entry.engine == "openvino":
+            settings = settings | {"INFERENCE_PRECISION_HINT": "f32"}
+        scores = worker.ENGINES[entry.engine](entry.network, np.load(entry.input), 1, **settings)()
+        least = 90 if entry.precision == "float32" else 10
         assert sqnr_db(scores, expected) > least, (entry, sqnr_db(scores, expected))
 
 

@@ -37,8 +37,7 @@ class Small(nn.Module):
         return self.head(torch.flatten(F.adaptive_avg_pool2d(F.max_pool2d(y, 2), 2), 1)).softmax(-1)
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
+def settled_small() -> nn.Module:
     torch.manual_seed(0)
     small = Small()
     with torch.no_grad():
@@ -47,11 +46,13 @@ def model() -> nn.Module:
     return small.eval()
 
 
-@pytest.fixture(scope="module")
-def pixels() -> np.ndarray:
-    """Smooth random images."""
+def smooth_images() -> np.ndarray:
     coarse = np.random.default_rng(0).integers(0, 256, (48, 4, 4, 3))
     return np.kron(coarse, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+
+model = pytest.fixture(settled_small, scope="module", name="model")
+pixels = pytest.fixture(smooth_images, scope="module", name="pixels")
 
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.2, 0.3)

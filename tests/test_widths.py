@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_quantize import MEAN, STD, Small, answer, scores, sqnr
+from test_quantize import MEAN, STD, answer, scores, settled_small, smooth_images, sqnr
 from torch import nn
 
 import intq
@@ -17,20 +17,8 @@ from intq.rounding import LIMITS, ROUNDINGS, round_weights, scales
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    small = Small()
-    with torch.no_grad():
-        for _ in range(20):  # settle the BatchNorm statistics
-            small(torch.randn(16, 3, 16, 16))
-    return small.eval()
-
-
-@pytest.fixture(scope="module")
-def pixels() -> np.ndarray:
-    coarse = np.random.default_rng(0).integers(0, 256, (48, 4, 4, 3))
-    return np.kron(coarse, np.ones((1, 4, 4, 1))).astype(np.uint8)
+model = pytest.fixture(settled_small, scope="module", name="model")
+pixels = pytest.fixture(smooth_images, scope="module", name="pixels")
 
 
 def quantized(model, pixels, **options):
