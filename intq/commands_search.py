@@ -22,6 +22,7 @@ from intq.options import (
     Offer,
     PlanOutput,
     Random,
+    Rounding,
     Samples,
     SearchMethod,
     Seed,
@@ -47,7 +48,8 @@ def search(
     keep: Keep = None,
     method: SearchMethod = "ilp",
     trials: Trials = 100,
-    sensitivity: Sensitivity = "hessian",
+    sensitivity: Sensitivity = "loss",
+    rounding: Rounding = "gptq",
     probed: SensitivitySamples = 32,
     latencies: LatencyFile = None,
     held_out: Judging = None,
@@ -98,10 +100,11 @@ def search(
     domain, checkpoint = opened(source, seed, random=random, task=task)
     refuse_options(domain, task=task)
     given = {"task": task} if task else {}
+    calibrated = given | {"seed": seed, "rounding": rounding}
     samples = max(RANDOM_SAMPLES, probed) if random else samples
     with step(f"Observing {checkpoint.name}") as advance:
         report = lambda stage, done, total: advance(done, total, stage)  # noqa: E731
-        prepared = domain.prepare(checkpoint, data, samples=samples, seed=seed, progress=report, **given)
+        prepared = domain.prepare(checkpoint, data, samples=samples, progress=report, **calibrated)
         seen = observe(prepared.model, prepared.samples, progress=report, **prepared.options)
     if table is None and "latency" in {*budgets, minimize if max_drop is not None else ""}:
         sizes, rate = searching.sizes_of(seen), domain.metadata(checkpoint).get("sample_rate")
@@ -118,7 +121,9 @@ def search(
             )
     with step("Measuring sensitivity") as advance:
         found = searching.sensitivities(
-            seen.graph, seen.batches, sensitivity, probed, seed, lambda stage, done, total: advance(done, total, stage)
+            *(seen, offered, sensitivity, probed),
+            seed=seed,
+            progress=lambda stage, done, total: advance(done, total, stage),
         )
     made, layers = searching.problem(seen, found, offered, keep or (), table)
     judged = functools.partial(
@@ -127,31 +132,13 @@ def search(
     with step("Searching") as advance:
         if max_drop is not None:
             wide = judged(None)
-            value = searching.within_drop(
-                checkpoint.name,
-                made,
-                layers,
-                found,
-                budgets,
-                minimize,
-                lambda choices: wide - judged(choices),
-                max_drop,
-                advance,
-            )
+            drop_of = lambda choices: wide - judged(choices)  # noqa: E731
+            value = searching.within_drop(made, budgets, minimize, drop_of, max_drop, advance)
         else:
             evaluate = (lambda choices: -judged(choices)) if method in ("evolution", "tpe") else None
-            value = searching.chosen(
-                checkpoint.name,
-                made,
-                layers,
-                found,
-                budgets,
-                method,
-                seed=seed,
-                trials=trials,
-                evaluate=evaluate,
-            )
-    write_plan(output, replace(value.plan, command=asked()))
+            value = searching.chosen(made, budgets, method, seed=seed, trials=trials, evaluate=evaluate)
+    plan = searching.precision_plan(value, checkpoint.name, seen.graph, layers, found)
+    write_plan(output, replace(plan, command=asked()))
     told = {"plan": str(output), "model": checkpoint.name, **searching.as_json(value, found)}
     return Answer(told, show.searched(told))
 

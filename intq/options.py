@@ -132,7 +132,13 @@ SearchMethod = Annotated[
     str, typer.Option("--method", help="ilp, or for comparison uniform, greedy, random, evolution or tpe.")
 ]
 Trials = Annotated[int, typer.Option(min=1, help="Candidates that random, evolution and tpe may evaluate.")]
-Sensitivity = Annotated[str, typer.Option(help="hessian (its traces) or fisher (squared gradients: faster).")]
+Sensitivity = Annotated[
+    str,
+    typer.Option(
+        help="loss (what rounding a layer alone costs), hessian (HAWQ-V2: mean trace times squared error) or fisher "
+        "(the same by squared gradients)."
+    ),
+]
 SensitivitySamples = Annotated[
     int, typer.Option("--sensitivity-samples", min=2, help="Inputs on which sensitivity is measured.")
 ]

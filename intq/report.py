@@ -163,9 +163,14 @@ def _sensitivity(facts: Facts) -> str:
         caption += " An error of 0 has no place on the scale."
     parts.append(f'<div class="plots">{_figure(plots.choices(errors, chosen), caption)}</div>')
     seconds = plan["sensitivity_seconds"]
-    how = {"hessian": "By the Hessian's mean trace", "fisher": "By squared gradients"}.get(plan["sensitivity_method"])
+    times = "the trace times the squared distance that rounding moves weights and inputs"
+    how, error = {
+        "loss": ("By rounding one layer at a time", "twice the divergence of the network's answers from the float's"),
+        "hessian": ("By the Hessian's mean trace", times),
+        "fisher": ("By squared gradients", times),
+    }.get(plan["sensitivity_method"], ("", times))
     told = f"{how}, measured in {_seconds(seconds)}. " if how else ""
-    told += "The error of a precision is the trace times the squared distance that rounding moves weights and inputs."
+    told += f"The error of a precision is {error}."
     return _section("sensitivity", "Sensitivity", told, *parts)
 
 

@@ -53,6 +53,7 @@ ROOMS = (
         "intq.emit_moves",
         "intq.emit_transformer",
         "intq.quantize",
+        "intq.ablation",
         "intq.batchnorm",
         "intq.optimizers",
         "intq.finetune",

@@ -2,9 +2,9 @@
 
 The networks are those of scripts/train_fashion. Differences are in points of accuracy on the 10,000 test images; the
 last column is what each may lose at most. "+DIST" is fine-tuned with distillation from the float network. With
---compare: the plans of the Hessian's integer program beside those of the other methods, at the same budget, each before
-and after the same fine-tuning; random plans are a single draw, and evolution judges each candidate by its accuracy on
-2,000 training images, rounded to nearest.
+--compare: the plans of the integer program beside those of the other methods, at the same budget, each before and after
+the same fine-tuning; random plans are a single draw, and evolution judges each candidate by its accuracy on 2,000
+training images, rounded to nearest.
 
 Every result is kept in the cache ($INTQ_CACHE/mixed) by what was asked: a table that was stopped goes on. Each is
 written to standard error as it comes; on standard output a table, with --markdown the README's, with --json a list of
@@ -16,6 +16,7 @@ share of W8A8's, or with --compare {"network", "method", "seed", "examples", "fl
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -50,8 +51,7 @@ def table(subject: Subject, rows: Sequence[str], recipe: Recipe, options: argpar
     for row in rows:
         bits, trained, allowed = ROWS[row]
         plan, searched = (subject.uniform(bits), 0.0) if bits else searched_plan(subject, options.budget)
-        rounding = "gptq" if bits == (8, 8) else options.rounding
-        score = subject.score(plan, rounding, recipe if trained else None)
+        score = subject.score(plan, recipe if trained else None)
         yield {
             "network": subject.name,
             "row": row,
@@ -75,13 +75,13 @@ def searched_plan(subject: Subject, budget: str) -> tuple[Plan, float]:
 def comparison(subject: Subject, methods: Sequence[str], recipe: Recipe, options: argparse.Namespace) -> Iterator[dict]:
     """A row for each method of search."""
     real = subject.real()
-    for method in methods:
-        found = subject.found(method, options.budget, options.trials)
-        untrained = subject.score(found["plan"], options.rounding)
-        tuned = subject.score(found["plan"], options.rounding, recipe)
+    of_ilp = [replace(subject, sensitivity=each) for each in options.sensitivity]
+    for method, judge in [(m, each) for m in methods for each in (of_ilp if m == "ilp" else [subject])]:
+        found = judge.found(method, options.budget, options.trials)
+        untrained, tuned = (subject.score(found["plan"], trained) for trained in (None, recipe))
         yield {
             "network": subject.name,
-            "method": method,
+            "method": f"{method}, {judge.sensitivity}" if method == "ilp" else method,
             "seed": subject.seed,
             "examples": len(subject.test),
             "float": real,
@@ -138,7 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--steps", default="none", help="what else is learned: none, pact or lsq (default none)")
     add("--rounding", default="learned", help="of fewer than 8 bits (default learned)")
     add("--budget", default="bops=0.5x", help="of the mixed networks (default bops=0.5x)")
-    add("--sensitivity", choices=SENSITIVITIES, default="hessian", help="of layers (default hessian)")
+    add(
+        "--sensitivity",
+        choices=SENSITIVITIES,
+        nargs="+",
+        default=["loss", "hessian"],
+        help="of layers: the first everywhere, the others for ilp with --compare (default loss hessian)",
+    )
     add("--trials", type=int, default=100, help="candidates that evolution judges (default 100)")
     add("--samples", type=int, default=512, help="images that calibrate (default 512)")
     add("--limit", type=int, help="evaluate on so many test images (default: all)")
@@ -152,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.networks:
             for seed in options.seeds:
-                subject = Subject(name, options.samples, seed, options.limit, options.sensitivity)
+                subject = Subject(name, options.samples, seed, options.limit, options.sensitivity[0], options.rounding)
                 for row in of_subject(subject, recipe=Recipe(seed=seed, **how), options=options):
                     found.append(row)
                     err.print("  ".join(compared_cells(row) if options.compare else cells([row])), soft_wrap=True)

@@ -53,14 +53,16 @@ Plan = Mapping[str, Bits]  # {layer: (weight bits, input bits)}
 class Subject:
     """A network of scripts/train_fashion, calibrated on ``samples`` training images drawn by ``seed``.
 
-    ``limit``: evaluate on so many test images, all by default. ``sensitivity``: as in :mod:`intq.searching`.
+    ``limit``: evaluate on so many test images, all by default. ``sensitivity``: as in :mod:`intq.searching`, of
+    weights that are rounded by ``rounding``.
     """
 
     name: str
     samples: int = 512
     seed: int = 0
     limit: int | None = None
-    sensitivity: str = "hessian"
+    sensitivity: str = "loss"
+    rounding: str = "learned"
 
     @cached_property
     def data(self) -> Path:
@@ -91,19 +93,18 @@ class Subject:
     @cached_property
     def seen(self) -> Observed:
         with step(f"{self.name}: calibrate"):
-            prepared = domain.prepare(self.checkpoint, self.data, samples=self.samples, seed=self.seed)
+            prepared = domain.prepare(
+                self.checkpoint, self.data, samples=self.samples, seed=self.seed, rounding=self.rounding
+            )
             return observe(prepared.model, prepared.samples, **prepared.options)
 
     @cached_property
     def sensitivities(self) -> searching.Sensitivities:
         with step(f"{self.name}: sensitivity, {self.sensitivity}") as advance:
             return searching.sensitivities(
-                self.seen.graph,
-                self.seen.batches,
-                self.sensitivity,
-                PROBED,
-                self.seed,
-                lambda stage, done, total: advance(done, total),
+                *(self.seen, parse_bits(OFFERED), self.sensitivity, PROBED),
+                seed=self.seed,
+                progress=lambda stage, done, total: advance(done, total, stage),
             )
 
     # ---- accuracy ------------------------------------------------------------------------------------------------
@@ -113,16 +114,16 @@ class Subject:
         asked = {"what": "float", "limit": self.limit}
         return self._answered(asked, lambda: {"top1": self._right(domain.network(self.checkpoint))})["top1"]
 
-    def score(self, plan: Plan, rounding: str, recipe: Recipe | None = None) -> dict[str, float]:
-        """{"top1", "minutes"} of the integer network with these bits, rounded so and then, with a recipe, trained.
+    def score(self, plan: Plan, recipe: Recipe | None = None) -> dict[str, float]:
+        """{"top1", "minutes"} of the integer network with these bits, rounded and then, with a recipe, trained.
 
         The teacher is the float network.
         """
-        asked = {"what": "score", "rounding": rounding, "plan": {name: list(bits) for name, bits in plan.items()}}
+        asked = {"what": "score", "rounding": self.rounding, "plan": {name: list(bits) for name, bits in plan.items()}}
         asked |= {"recipe": asdict(recipe) if recipe else None, "limit": self.limit}
 
         def work() -> dict[str, float]:
-            graph, minutes = self._rounded(plan, rounding)
+            graph, minutes = self._rounded(plan)
             if recipe:
                 start, state = time.perf_counter(), self._place(asked).with_suffix(".training")
                 with step(f"{self.name}: train") as advance:
@@ -141,14 +142,16 @@ class Subject:
         shutil.rmtree(self._place(asked).with_suffix(".training"), ignore_errors=True)
         return answer
 
-    def _rounded(self, plan: Plan, rounding: str) -> tuple[Graph, float]:
+    def _rounded(self, plan: Plan) -> tuple[Graph, float]:
         """The integer network, and the minutes that it took: learned rounding is done once, trained or not."""
-        asked = {"what": "graph", "rounding": rounding, "plan": {name: list(bits) for name, bits in plan.items()}}
+        asked = {"what": "graph", "rounding": self.rounding, "plan": {name: list(bits) for name, bits in plan.items()}}
         folder = self._place(asked).with_suffix("")
         if not artifact.is_artifact(folder):
             seen, start = self.seen, time.perf_counter()
-            with step(f"{self.name}: {rounding} rounding"):
-                graph = searching.applied(seen, {name: Choice(*bits, 0.0) for name, bits in plan.items()}, rounding)
+            with step(f"{self.name}: {self.rounding} rounding"):
+                graph = searching.applied(
+                    seen, {name: Choice(*bits, 0.0) for name, bits in plan.items()}, self.rounding
+                )
             minutes = (time.perf_counter() - start) / 60
             folder.parent.mkdir(parents=True, exist_ok=True)
             artifact.save(replace(graph, metadata={**graph.metadata, "minutes": minutes}), folder, overwrite=True)
@@ -183,7 +186,7 @@ class Subject:
         Minutes are those of the search and, where the method uses it, of the sensitivity.
         """
         asked = {"what": "search", "method": method, "budget": budget, "offer": OFFERED}
-        asked |= {} if method in NEEDS_NO_ERROR else {"sensitivity": self.sensitivity}
+        asked |= {} if method in NEEDS_NO_ERROR else {"sensitivity": self.sensitivity, "rounding": self.rounding}
         asked |= {"trials": trials, "judged": JUDGED} if method in NEEDS_EVALUATION else {}
         answer = self._answered(asked, lambda: self._search(method, budget, trials))
         return {**answer, "plan": {name: tuple(bits) for name, bits in answer["plan"].items()}}
