@@ -47,14 +47,13 @@ def omegas(
     for (value, _), quant in inputs.items():
         readers = [node for node in graph.nodes if node.op in CONTRACTIONS and node.inputs[0] == value]
         ablations.append({node.name: partial(_reading, node, quant) for node in readers})
-    scores = nodes[graph.output].inputs[0] if nodes[graph.output].op == "softmax" else graph.output
     total, mine = torch.zeros(len(ablations), dtype=torch.float64), share(batches)
     for done, (_, batch) in enumerate(mine):
         values = {graph.input: batch}
         for node in graph.nodes:
             values[node.name] = evaluate(node, *(values[name] for name in node.inputs))
         for at, ablation in enumerate(ablations):
-            total[at] += len(batch) * _divergence(values[scores], _ablated(graph, values, ablation, scores))
+            total[at] += len(batch) * _divergence(values[graph.output], _ablated(graph, values, ablation))
             if progress is not None:
                 progress(done * len(ablations) + at + 1, len(mine) * len(ablations))
     found = (2 * summed(total) / sum(map(len, batches))).tolist()
@@ -69,16 +68,14 @@ def _reading(node: FloatNode, quant: Quant, x: Tensor, *others: Tensor) -> Tenso
     return evaluate(node, quant.round(x), *others)
 
 
-def _ablated(graph: FloatGraph, values: Mapping[str, Tensor], ablation: Ablation, scores: str) -> Tensor:
-    """The scores with some nodes computing otherwise; what does not depend on them is not computed again."""
+def _ablated(graph: FloatGraph, values: Mapping[str, Tensor], ablation: Ablation) -> Tensor:
+    """The answer with some nodes computing otherwise; what does not depend on them is not computed again."""
     changed: dict[str, Tensor] = {}
     for node in graph.nodes:
         if node.name in ablation or not changed.keys().isdisjoint(node.inputs):
             compute = ablation.get(node.name) or partial(evaluate, node)
             changed[node.name] = compute(*(changed.get(name, values[name]) for name in node.inputs))
-        if node.name == scores:
-            break
-    return changed[scores]
+    return changed[graph.output]
 
 
 def _divergence(exact: Tensor, rough: Tensor) -> float:
