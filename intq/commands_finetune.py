@@ -54,7 +54,7 @@ def finetune(
     temperature: Temperature = 2.0,
     epochs: Epochs = 3.0,
     batch: TrainBatch = 64,
-    rate: Rate = 1e-3,
+    rate: Rate = None,
     optimizer: Optimizer = "adamw",
     steps: LearnedSteps = "none",
     weight_decay: WeightDecay = 0.0,
@@ -90,10 +90,12 @@ def finetune(
     distill = (0.5 if teacher else 0.0) if distill is None else distill
     if distill and not teacher:
         raise IntqError("--distill weighs a teacher's answers: say which with --teacher CHECKPOINT")
+    domain, checkpoint = opened(source, seed, task=task)
+    refuse_options(domain, task=task)
     recipe = Recipe(
         epochs=epochs,
         batch=batch,
-        lr=rate,
+        lr=domain.RATE if rate is None else rate,
         optimizer=optimizer,
         weight_decay=weight_decay,
         steps=steps,
@@ -102,8 +104,6 @@ def finetune(
         hidden=hidden,
         seed=seed,
     )
-    domain, checkpoint = opened(source, seed, task=task)
-    refuse_options(domain, task=task)
     other = None
     if teacher:
         other = checkpoint if teacher == source else opened(teacher, seed, task=task)[1]

@@ -73,8 +73,8 @@ def search(
     kept in the cache. For another machine make it there (intq bench CHECKPOINT --latencies FILE).
 
     [dim]JSON: {"plan", "model", "method", "error", "costs", "budgets", "w8a8", "gap", "search_seconds", "sensitivity",
-    "sensitivity_seconds", "evaluations", "score", "layers": {name: {"weight_bits", "input_bits"}}, "fronts": {cost: list
-    of (cost, error)}, "traces": {"weights" and "activations": {name: {...}}}}[/]
+    "sensitivity_seconds", "evaluations", "score", "layers": {name: {"weight_bits", "input_bits"}}, "fronts": {cost:
+    list of (cost, error)}, "traces": {"weights" and "activations": {name: {...}}}}[/]
     """
     use_threads(threads)
     from intq import latency, searching

@@ -5,6 +5,7 @@ A domain is a module `intq.<name>.domain` with these names; a command sees nothi
     TASK_CLASSES: tuple of str                 how its transformers classes end: "ForImageClassification"
     READS: str                                 what its networks read, for messages: "images"
     OPTIONS: tuple of str                      the options of `run` and `eval` that only this domain has
+    RATE: float                                the learning rate of `finetune`, where none is given
     PACKAGED: tuple of str                     the trained networks that packages ship, which `load` knows by name
     names() -> tuple of str                    the architectures that `random` builds
     load(source) -> Checkpoint                 a trained model with all that its raw input and its answer need

@@ -197,8 +197,13 @@ Temperature = Annotated[float, typer.Option(min=0.01, help="Of the teacher's ans
 Epochs = Annotated[float, typer.Option(min=0.0, help="How often all examples are seen.")]
 TrainBatch = Annotated[int, typer.Option(min=1, help="Examples a step.")]
 Rate = Annotated[
-    float,
-    typer.Option("--lr", min=0.0, help="Learning rate, relative: 0.001 moves a weight by a thousandth of the largest."),
+    float | None,
+    typer.Option(
+        "--lr",
+        min=0.0,
+        help="Learning rate, relative: 0.001 moves a weight by a thousandth of the largest.",
+        show_default="0.001 for images, else 0.0001",
+    ),
 ]
 Optimizer = Annotated[str, typer.Option(help="adamw, sgd or adahessian.")]
 LearnedSteps = Annotated[

@@ -10,6 +10,9 @@ the products, memory with their square. The bias is then corrected by the mean o
 down for weights of 4 and 2 bits by gradient descent (:mod:`intq.learned_rounding`); wider ones are rounded as by
 ``gptq``.
 
+Before ``gptq`` rounds to 4 or 2 bits, the weights move, real as they are, to where they make up for what the layers
+before them lost (:func:`making_up`); ``learned`` has that in what it minimises.
+
 Measured (MobileNetV2, weights alone in 8 bits, photos held out): nearest 21.7 dB, with the bias corrected 31.0 dB, gptq
 with the bias corrected 32.9 dB. Scales of least squared error instead of the largest weight: -0.05 dB. Pieces (noise
 that its layers of 192 products or more make on such photos, the bias corrected, below that of nearest): whole 2.2 dB,
@@ -36,6 +39,7 @@ from intq.plan import Weights
 LIMITS = {bits: weight_limit(bits) for bits in (2, 4, 8)} | {16: 127 * 254 + 126}
 SHARES = torch.linspace(1.0, 0.3, 71).tolist()  # of the largest weight, that the largest integer may stand for
 ROUNDINGS = ("nearest", "gptq", "learned")
+MAKING_UP = 0.1  # of the mean of H's diagonal, added to it, where weights make up for other layers
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of H's diagonal, added to it; the next when the Cholesky factor fails
 BLOCK = 128  # columns rounded before the rest is updated by one matrix product
 TOGETHER = 1024  # positions or more whose products are summed at once: a sentence alone has few
@@ -53,8 +57,10 @@ def round_weights(
 
     Weights of 16 bits are rounded to nearest: there is nothing to make up for.
     """
-    weight, groups = node.parameters["weight"], node.attrs.get("groups", 1)
-    w = weight.double().reshape(groups, len(weight) // groups, -1)  # (g, co/g, k)
+    weight = node.parameters["weight"]
+    w = grouped(node)
+    if bits < 8 and rounding == "gptq" and rough is not exact and w.shape[2] <= LARGEST:
+        w = making_up(node, exact, rough, seed)
     scale = scales(w, bits)
     real = w / scale[..., None]
     if rounding == "nearest" or bits == 16:
@@ -69,6 +75,47 @@ def round_weights(
     if not correct_bias:
         return result
     return replace(result, bias=result.bias + mean_error(node, result, exact, rough))
+
+
+def grouped(node: FloatNode) -> Tensor:
+    """The weights as (g, co/g, k), k products for each output."""
+    weight, groups = node.parameters["weight"], node.attrs.get("groups", 1)
+    return weight.double().reshape(groups, len(weight) // groups, -1)
+
+
+def making_up(node: FloatNode, exact: Inputs, rough: Inputs, seed: int) -> Tensor:
+    """(g, co/g, k): real weights that answer rough inputs as the float layer answers exact ones, in least squares.
+
+        W + E[e (x' - m)'] (E[(x' - m) (x' - m)'] + damping)^-1,  e = W x + r - W x' - r'
+
+    ``x`` exact and ``x'`` rough inputs, ``m`` the mean of ``x'``, ``r`` residuals (Li et al. 2025, "GPTAQ", asymmetric
+    calibration; there in one step with the rounding).
+
+    Measured (Fashion-MNIST, all weights in 4 or 2 bits by gptq, divergence from the float network on 2000 images):
+    small_resnet 0.0257 without, 0.0019 with it, and 0.91, 0.047; small_mobilenet_v2 0.0093, 0.0031, and 1.5, 0.10. A
+    QuartzNet with 60 % of the BOPS, its layers in 4 or 8 bits: word error rate 19.1 % without, 14.9 % with it
+    (float: 14.4 %). MiniLM, all layers in 4 bits: 87.8 % and 87.4 % of film sentences told right (float: 87.4 %).
+    """
+    w = grouped(node)
+    wanted = _wanted(node, rough)
+    generator = torch.Generator().manual_seed(seed)
+    squares, products, sums, lacks, count = 0.0, 0.0, 0.0, 0.0, 0
+    for float_inputs, inputs in zip(exact, rough, strict=True):
+        at = torch.randperm(_positions(node, inputs[0]), generator=generator)[:wanted]
+        x = rows_at(node, inputs[0], at).transpose(0, 1)  # (g, p, k)
+        lack = (rows_at(node, float_inputs[0], at).transpose(0, 1) - x) @ w.float().transpose(1, 2)  # (g, p, co/g)
+        if len(inputs) > 1:
+            residual = by_position(scaled_residual(node, float_inputs[1] - inputs[1]))[at]
+            lack = lack + residual.unflatten(1, (len(w), -1)).transpose(0, 1)
+        squares = squares + (x.transpose(1, 2) @ x).double()
+        products = products + (lack.transpose(1, 2) @ x).double()
+        sums, lacks = sums + x.sum(1, dtype=torch.float64), lacks + lack.sum(1, dtype=torch.float64)
+        count += len(at)
+    h = squares - sums[:, :, None] * sums[:, None] / count
+    level = torch.diagonal(h, dim1=1, dim2=2).mean(1).clamp_min(1e-30)[:, None, None]
+    damped = h + MAKING_UP * level * torch.eye(h.shape[1], dtype=h.dtype)
+    moved, failed = torch.linalg.solve_ex(damped, (products - lacks[:, :, None] * sums[:, None] / count).mT)
+    return w if failed.any() else w + moved.mT
 
 
 def scales(w: Tensor, bits: int) -> Tensor:
@@ -177,7 +224,7 @@ def _sum_of_rows(node: FloatNode, x: Tensor) -> Tensor:
 
 def second_moments(node: FloatNode, inputs: Inputs, seed: int) -> Tensor:
     """(g, k, k): H over positions drawn at random from every batch."""
-    wanted = max(ROWS, 6 * node.parameters["weight"][0].numel()) // len(inputs) + 1
+    wanted = _wanted(node, inputs)
     generator = torch.Generator().manual_seed(seed)
     products, sums, count, gathered = 0.0, 0.0, 0, []
     for i, (x, *_) in enumerate(inputs):
@@ -191,6 +238,11 @@ def second_moments(node: FloatNode, inputs: Inputs, seed: int) -> Tensor:
         count += rows.shape[1]
         gathered = []
     return products - sums[:, :, None] * sums[:, None] / count
+
+
+def _wanted(node: FloatNode, inputs: Inputs) -> int:
+    """Positions sampled of each batch."""
+    return max(ROWS, 6 * node.parameters["weight"][0].numel()) // len(inputs) + 1
 
 
 def _positions(node: FloatNode, x: Tensor) -> int:

@@ -29,6 +29,7 @@ TASK_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForMaske
 PACKAGED: tuple[str, ...] = ()
 READS = "text"
 OPTIONS = ("task", "pair", "truncate", "float")
+RATE = 1e-4
 BATCH, RANDOM_TOKENS, RANDOM_WORDS = 16, 128, 64
 
 

@@ -30,6 +30,7 @@ TASK_CLASSES = ("ForCTC",)
 PACKAGED = ("marblenet", "hama")
 READS = "recordings"
 OPTIONS = ("language_model", "download")
+RATE = 1e-4
 SECONDS = 15.0  # of a recording that calibration hears at most
 RANDOM_SECONDS = 4.0
 

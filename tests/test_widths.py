@@ -1,5 +1,7 @@
 """Layers of other widths than 8 bits: what they read, how values are stored for them, and what rounding brings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from intq.backends import reference
 from intq.backends import torch as torch_backend
 from intq.errors import IntqError
 from intq.learned_rounding import learn_rounding
-from intq.rounding import LIMITS, ROUNDINGS, round_weights, scales
+from intq.rounding import LIMITS, ROUNDINGS, grouped, making_up, round_weights, rows_at, scales
 
 torch.set_num_threads(1)
 
@@ -155,6 +157,40 @@ def _linear(weight):
     return FloatNode("y", "linear", ("x", "r"), ("n", len(weight)), {"low": 0.0, "high": 6.0}, parameters, "y")
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_make_up_for_what_earlier_layers_lost(groups, monkeypatch):
+    """What still lacks is not explained by what the layer reads, and it is less."""
+    generator = torch.Generator().manual_seed(groups)
+    weight = torch.randn(6, 4 // groups, 3, 3, generator=generator)
+    attrs = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": groups}
+    node = _linear(weight)
+    node = replace(node, op="conv2d", shape=("n", 6, 8, 8), attrs=node.attrs | attrs)
+    noise = [0.2 * torch.randn(n, 4, 8, 8, generator=generator) for n in (5, 3)]
+    exact = [
+        [torch.randn(n, 4, 8, 8, generator=generator), torch.randn(n, 6, 8, 8, generator=generator)] for n in (5, 3)
+    ]
+    rough = [[0.8 * x + e, r + 0.5 * x.mean(1, keepdim=True)] for (x, r), e in zip(exact, noise, strict=True)]
+    monkeypatch.setattr("intq.rounding.MAKING_UP", 1e-9)
+    moved = making_up(node, exact, rough, seed=0)
+
+    def lacks(weight):
+        made = zip(exact, rough, strict=True)
+        short = [
+            F.conv2d(x, node.parameters["weight"], padding=1, groups=groups)
+            + r
+            - F.conv2d(y, weight.reshape(6, -1, 3, 3).float(), padding=1, groups=groups)
+            - s
+            for (x, r), (y, s) in made
+        ]
+        return torch.cat([each.permute(0, 2, 3, 1).reshape(-1, 6) for each in short])
+
+    rows = torch.cat([rows_at(node, x, torch.arange(len(x) * 64)) for x, _ in rough])  # (p, g, k)
+    before, after = (lacks(w) - lacks(w).mean(0) for w in (grouped(node), moved))
+    explained = torch.einsum("pgo,pgk->gok", after.unflatten(1, (groups, -1)), rows - rows.mean(0)) / len(rows)
+    assert explained.abs().max() < 1e-4 and after.square().mean() < 0.8 * before.square().mean()
+    assert torch.equal(making_up(node, exact, exact, seed=0), grouped(node)), "nothing lacks"
+
+
 def test_weights_of_no_inputs_and_no_size_are_rounded():
     """Channels without weights, inputs that are always zero."""
     weight = torch.zeros(4, 10)
@@ -163,6 +199,6 @@ def test_weights_of_no_inputs_and_no_size_are_rounded():
     inputs = [[torch.zeros(30, 10), torch.zeros(30, 4)]]
     for rounding in ROUNDINGS:
         for bits in (2, 4):
-            chosen = round_weights(node, inputs, inputs, rounding, True, 0, bits)
+            chosen = round_weights(node, inputs, [list(x) for x in inputs], rounding, True, 0, bits)
             assert chosen.bits == bits and torch.isfinite(chosen.bias).all()
             assert not chosen.q[0].any() and chosen.q.abs().max() <= LIMITS[bits]

@@ -26,6 +26,7 @@ TASK_CLASSES = ("ForImageClassification",)
 PACKAGED: tuple[str, ...] = ()
 READS = "images"
 OPTIONS = ()
+RATE = 1e-3
 
 
 def names() -> tuple[str, ...]:
