@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -90,7 +90,8 @@ class Network(nn.Module):
 
     def forward(self, x):
         x = self.body(x)
-        return self.head((x.mean((2, 3)) if self.pooled else F.max_pool2d(x, 2)).flatten(1))
+        mean = self.pooled or x.shape[2] < 2  # strided blocks may leave one pixel
+        return self.head((x.mean((2, 3)) if mean else F.max_pool2d(x, 2)).flatten(1))
 
 
 def network(seed: int) -> tuple[nn.Module, torch.Tensor]:
@@ -383,6 +384,7 @@ def test_pruned_then_quantized(options):
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**20))
+@example(seed=34)
 def test_random_networks_pruned_then_quantized(seed):
     model, x = network(seed)
     try:

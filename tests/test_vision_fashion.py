@@ -61,7 +61,7 @@ def test_mixed_precision_is_measured_once(cache, root):
         return json.loads(run.stdout)
 
     best, tried = table("--compare", "--methods", "ilp", "evolution")
-    assert (best["method"], best["evaluations"]) == ("ilp", 0)
+    assert (best["method"], best["sensitivity"], best["evaluations"]) == ("ilp", "fisher", 0)
     assert tried["method"] == "evolution" and 1 <= tried["evaluations"] <= 4
     for row in (best, tried):
         assert row["bops"] <= 0.5 and row["examples"] == 60

@@ -9,8 +9,8 @@ training images, rounded to nearest.
 Every result is kept in the cache ($INTQ_CACHE/mixed) by what was asked: a table that was stopped goes on. Each is
 written to standard error as it comes; on standard output a table, with --markdown the README's, with --json a list of
 {"network", "row", "seed", "examples", "float", "top1", "difference", "bops", "minutes", "allowed"}, bops being the
-share of W8A8's, or with --compare {"network", "method", "seed", "examples", "float", "bops", "untrained", "tuned",
-"search_minutes", "tuning_minutes", "evaluations"}.
+share of W8A8's, or with --compare {"network", "method", "sensitivity", "seed", "examples", "float", "bops",
+"untrained", "tuned", "search_minutes", "tuning_minutes", "evaluations"}.
 """
 
 import argparse
@@ -81,7 +81,8 @@ def comparison(subject: Subject, methods: Sequence[str], recipe: Recipe, options
         untrained, tuned = (subject.score(found["plan"], trained) for trained in (None, recipe))
         yield {
             "network": subject.name,
-            "method": f"{method}, {judge.sensitivity}" if method == "ilp" else method,
+            "method": method,
+            "sensitivity": judge.sensitivity if method == "ilp" else None,
             "seed": subject.seed,
             "examples": len(subject.test),
             "float": real,
@@ -115,8 +116,9 @@ def cells(rows: Sequence[dict]) -> list[str]:
 
 
 def compared_cells(row: dict) -> list[str]:
+    method = ", ".join(filter(None, (row["method"], row["sensitivity"])))
     return [
-        *(row["network"], row["method"], str(row["seed"]), f"{100 * row['bops']:.1f} %"),
+        *(row["network"], method, str(row["seed"]), f"{100 * row['bops']:.1f} %"),
         *(f"{row[name]:+.2f}" for name in ("untrained", "tuned")),
         *(f"{row['search_minutes']:.2f}", str(row["evaluations"])),
     ]
