@@ -49,9 +49,7 @@ def omegas(
         ablations.append({node.name: partial(_reading, node, quant) for node in readers})
     total, mine = torch.zeros(len(ablations), dtype=torch.float64), share(batches)
     for done, (_, batch) in enumerate(mine):
-        values = {graph.input: batch}
-        for node in graph.nodes:
-            values[node.name] = evaluate(node, *(values[name] for name in node.inputs))
+        values = dict(graph.values(batch))
         for at, ablation in enumerate(ablations):
             total[at] += len(batch) * _divergence(values[graph.output], _ablated(graph, values, ablation))
             if progress is not None:

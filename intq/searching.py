@@ -101,8 +101,8 @@ def sensitivities(
     else:
         drawn = with_drawn_answers(graph.run, alone, seed)
         found = fisher(loss, drawn, progress=lambda done, total: progress("fisher", done, total))
-    nodes = [node for node in graph.nodes if node.op in CONTRACTIONS]
-    values = list(dict.fromkeys(node.inputs[0] for node in nodes if node.module not in dataflow.input_readers(graph)))
+    nodes, given = [node for node in graph.nodes if node.op in CONTRACTIONS], dataflow.input_readers(graph)
+    values = list(dict.fromkeys(node.inputs[0] for node in nodes if node.module not in given))
     if method == "loss":
         weights, inputs = _measured(seen, widths, reads, values, samples, progress)
     else:
