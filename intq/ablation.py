@@ -90,14 +90,12 @@ def rounded(
 
     Eight bits or more are rounded to nearest, quickly: what they lose is next to nothing.
     """
-    values = {graph.input: batches}
-    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    done, values = graph.done_after(), {graph.input: batches}
     for node in graph.nodes:
         inputs = [list(x) for x in zip(*(values[name] for name in node.inputs), strict=True)]
         for width in bits if node.op in CONTRACTIONS else ():
             how = rounding if width < 8 else "nearest"
             yield (node.name, width), round_weights(node, inputs, inputs, how, correct_bias, seed, width)
         values[node.name] = [evaluate(node, *x) for x in inputs]
-        for name in set(node.inputs):
-            if last[name] == node.name:
-                del values[name]
+        for name in done[node.name]:
+            del values[name]

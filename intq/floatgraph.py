@@ -137,6 +137,11 @@ class FloatGraph:
                 users[name].append(node)
         return users
 
+    def done_after(self) -> dict[str, tuple[str, ...]]:
+        """By node: the values that nothing after it reads. The output is read by whoever asked."""
+        last = {name: node.name for node in self.nodes for name in node.inputs if name != self.output}
+        return {node.name: tuple(name for name in last if last[name] == node.name) for node in self.nodes}
+
     def run(self, x: Tensor) -> Tensor:
         """The network's answer for a float batch ``x`` (n, c, h, w)."""
         for name, value in self.values(x):
@@ -146,14 +151,12 @@ class FloatGraph:
 
     def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every value in order, the input first. A value is dropped once its last reader has run."""
-        last = {name: node.name for node in self.nodes for name in node.inputs}
-        values = {self.input: x}
+        done, values = self.done_after(), {self.input: x}
         yield self.input, x
         for node in self.nodes:
             result = evaluate(node, *[values[name] for name in node.inputs])
-            for name in set(node.inputs):
-                if last[name] == node.name and name != self.output:
-                    del values[name]
+            for name in done[node.name]:
+                del values[name]
             values[node.name] = result
             yield node.name, result
 

@@ -105,14 +105,13 @@ class Plan:
 
     def values(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every value of the quantized network as real numbers, the input first."""
-        last = {name: node.name for node in self.graph.nodes for name in node.inputs}
+        done = self.graph.done_after()
         values = {self.graph.input: x if self.graph.reads_tokens else self.quants[self.graph.input].round(x)}
         yield self.graph.input, values[self.graph.input]
         for node in self.graph.nodes:
             result = self.step(node, [values[name] for name in node.inputs])
-            for name in set(node.inputs):
-                if last[name] == node.name:
-                    del values[name]
+            for name in done[node.name]:
+                del values[name]
             values[node.name] = result
             yield node.name, result
 

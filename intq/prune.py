@@ -301,13 +301,14 @@ def refitted(thin: Thinned, graph: FloatGraph, batches: Sequence[Tensor]) -> Flo
     them, W' the weights that are left. Without an error there is none to fit: weights that answer alike stay.
     """
     exact, rough = {graph.input: list(batches)}, {graph.input: list(batches)}
-    readers = [{name: node.name for node in g.nodes for name in node.inputs} for g in (graph, thin.graph)]
+    done, done_thin = graph.done_after(), thin.graph.done_after()
     left, nodes = iter(thin.graph.nodes), []
     for node in graph.nodes:
         inputs = [list(x) for x in zip(*(exact[name] for name in node.inputs), strict=True)]
         wanted = [by_position(_answer(node, *x)) for x in inputs] if node.op in CONTRACTIONS else []
         exact[node.name] = [evaluate(node, *x) for x in inputs]
-        _forget(exact, node, readers[0])
+        for name in done[node.name]:
+            del exact[name]
         while not nodes or nodes[-1].name != node.name:  # a layer in parts ends in one that has its name
             part = next(left)
             inputs = [list(x) for x in zip(*(rough[name] for name in part.inputs), strict=True)]
@@ -315,16 +316,10 @@ def refitted(thin: Thinned, graph: FloatGraph, batches: Sequence[Tensor]) -> Flo
                 outputs = torch.from_numpy(thin.origin[part.name][1])
                 part = _fitted(part, inputs, [y[:, outputs] for y in wanted])
             rough[part.name] = [evaluate(part, *x) for x in inputs]
-            _forget(rough, part, readers[1])
+            for name in done_thin[part.name]:
+                del rough[name]
             nodes.append(part)
     return replace(thin.graph, nodes=tuple(nodes))
-
-
-def _forget(values: dict[str, list[Tensor]], node: FloatNode, readers: Mapping[str, str]) -> None:
-    """Without what the node was the last to read."""
-    for name in set(node.inputs):
-        if readers[name] == node.name:
-            del values[name]
 
 
 def _answer(node: FloatNode, x: Tensor, residual: Tensor | None = None) -> Tensor:

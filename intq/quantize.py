@@ -317,7 +317,7 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
     """
     weights, widths = {}, weight_bits(graph, options.weight_bits)
     exact, rough = {graph.input: batches}, {graph.input: batches}
-    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    forgotten = graph.done_after()
     for done, node in enumerate(graph.nodes):
         float_inputs = [list(x) for x in zip(*(exact[name] for name in node.inputs), strict=True)]
         inputs = [list(x) for x in zip(*(rough[name] for name in node.inputs), strict=True)]
@@ -330,9 +330,8 @@ def _choose_weights(graph: FloatGraph, batches: list[Tensor], options: Options, 
             rounded = node.with_parameters(weight=chosen.real(), bias=chosen.bias.float())
         exact[node.name] = [evaluate(node, *x) for x in float_inputs]
         rough[node.name] = [evaluate(rounded, *x) for x in inputs]
-        for name in set(node.inputs):
-            if last[name] == node.name:
-                del exact[name], rough[name]
+        for name in forgotten[node.name]:
+            del exact[name], rough[name]
         report("weights", done + 1, len(graph.nodes))
     return weights
 

@@ -1,6 +1,5 @@
 """The command line as a user meets it: documented JSON, one clear sentence for a mistake, nothing half-written."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,12 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commandline import answer, complaint, invoke
 from PIL import Image
-from typer.testing import CliRunner
 
 from intq import artifact, ranking
 from intq.backends import reference
-from intq.cli import app
 from intq.vision import domain
 from intq.vision.checkpoint import load
 from intq.vision.models import architecture
@@ -22,26 +20,6 @@ from intq.vision.preprocess import Preprocess
 from intq.vision.synthetic import random_images, random_model
 
 COMMANDS = ("quantize", "eval", "compile", "run", "verify", "bench")
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def answer(*arguments):
-    """The JSON value of a command that succeeds; standard output holds nothing else."""
-    result = invoke(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def complaint(*arguments) -> str:
-    """The sentence of a command that refuses: exit code 2, nothing on standard output, one line on standard error."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2, (result.stdout, result.stderr)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from commandline import answer, complaint
 from PIL import Image
-from test_cli import answer, complaint
 
 from intq import artifact
 from intq.artifact import digest

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from commandline import answer, complaint, invoke
 from small_speech import RATE, recording, small, write_recordings
-from test_cli import answer, complaint, invoke
 
 from intq import artifact
 from intq.backends import reference

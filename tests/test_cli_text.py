@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+from commandline import answer, complaint, invoke
 from safetensors.numpy import load_file
-from test_cli import answer, complaint, invoke
 from text_models import save_tiny
 from texts import A, B, write, write_glue
 from typer.testing import CliRunner

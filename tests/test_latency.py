@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from commandline import answer, complaint, invoke
 from small_speech import recording, small
-from test_cli import answer, complaint, invoke
 from text_models import tiny, tiny_ids
 
 import intq

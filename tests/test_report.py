@@ -1,19 +1,17 @@
 """`intq report`, looked at in a real browser: nothing is fetched, nothing overflows, everything can be read."""
 
-import json
 import shutil
 
 import pytest
 import torch
+from commandline import answer, complaint
 from graphs import random_graph
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from text_graphs import random_text_graph
 from torch import nn
-from typer.testing import CliRunner
 
 from intq import artifact
-from intq.cli import app
 from intq.cost import network_cost
 from intq.dataflow import shapes
 from intq.errors import IntqError
@@ -49,23 +47,6 @@ CONTRAST = """() => {
   }
   return found;
 }"""
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def answer(*arguments):
-    result = invoke(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def complaint(*arguments) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2 and result.stdout == "", (result.stdout, result.stderr)
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_cli import answer, complaint
+from commandline import answer, complaint
 from text_models import save_tiny, tiny_tokenizer
 from torch import nn
 
