@@ -14,8 +14,9 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.cpu.build import local, ramp
-from intq.kernels.pack import HIGH_WORD
+from intq.kernels.build import ramp
+from intq.kernels.cpu.build import local
+from intq.kernels.rescale import HIGH_WORD
 
 
 def lanes(expression) -> int:

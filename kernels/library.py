@@ -37,7 +37,7 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     """
     from intq.kernels.cpu.frames import window_span
     from intq.kernels.cpu.heads import arithmetic, words_suffice
-    from intq.kernels.pack import rescale_of
+    from intq.kernels.rescale import rescale_of
 
     parts = [node.op, *((value.shape, value.dtype) for value in (*inputs, node.output))]
     parts.append(json.dumps(dict(node.attrs), sort_keys=True, default=list))

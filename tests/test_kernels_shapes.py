@@ -10,7 +10,8 @@ from intq.curves import fit
 from intq.fixedpoint import rescale
 from intq.graph import Graph, make_node
 from intq.kernels import audit, lower, pack, runtime
-from intq.kernels.cpu.build import kernel, local, parallel_region
+from intq.kernels.build import kernel
+from intq.kernels.cpu.build import local, parallel_region
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import conv1d_plan, linear_plan, plan
 from intq.kernels.cpu.runs import runs

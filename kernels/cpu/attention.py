@@ -18,18 +18,8 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.fixedpoint import reciprocal
 from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import (
-    State,
-    i64,
-    keep_last,
-    kernel,
-    parallel,
-    parallel_region,
-    ramp,
-    serial,
-    state,
-    workspace,
-)
+from intq.kernels.build import i64, kernel, ramp
+from intq.kernels.cpu.build import State, keep_last, parallel, parallel_region, serial, state, workspace
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
@@ -62,7 +52,7 @@ class SumDialect(TvmDialect):
 def attention(name: str, heads: Heads, attrs, arithmetic: str, base: int, inputs, output) -> tirx.PrimFunc:
     """The kernel (q, k, v, [bias], [mask], scalars, curve, out). ``inputs``, ``output``: (shape, dtype).
 
-    ``arithmetic``: of :func:`intq.kernels.cpu.heads.arithmetic`; ``base``: see :class:`intq.kernels.pack.Rescale`.
+    ``arithmetic``: of :func:`intq.kernels.cpu.heads.arithmetic`; ``base``: see :class:`intq.kernels.rescale.Rescale`.
     """
     if arithmetic == "words" and heads.block.width != WIDTH:
         arithmetic = "narrow"

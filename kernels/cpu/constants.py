@@ -1,4 +1,4 @@
-"""Rescale constants inside a kernel: loaded per channel in the layout of :mod:`intq.kernels.pack`, or one number."""
+"""Rescale constants inside a kernel: of each channel, as :mod:`intq.kernels.cpu.pack` lays them out, or one number."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, reinterpret, splat
-from intq.kernels.cpu.build import i64, ramp
+from intq.kernels.build import i64, ramp
+from intq.kernels.cpu.pack import epilogue_words, shift_words
 from intq.kernels.cpu.runs import Run
-from intq.kernels.pack import Rescale, epilogue_words, shift_words
+from intq.kernels.rescale import Rescale
 
 
 @dataclass(frozen=True)
 class Channelwise:
-    """Constants of each channel. ``base``: what was taken off the shifts, see :class:`intq.kernels.pack.Rescale`.
+    """Constants of each channel. ``base``: what was taken off the shifts, see :class:`intq.kernels.rescale.Rescale`.
     ``lift``: whether a curve's channels have a scale of their own."""
 
     fields: tuple[str, ...]
@@ -65,7 +66,7 @@ class Uniform:
 
 
 def scalars(packed, rescale: Rescale) -> dict:
-    """Constants that are one number each, from the array that :func:`intq.kernels.pack.rescale_array` made of them."""
+    """Constants that are one number each, as :func:`intq.kernels.cpu.pack.rescale_array` lays them out."""
     return {name: T.Bind(packed[i64(i)]) for i, name in enumerate((*rescale.fields, "shift"))}
 
 

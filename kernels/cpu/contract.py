@@ -9,19 +9,9 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from intq.kernels.build import i64, kernel, sample_size
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import (
-    State,
-    copy,
-    i64,
-    kernel,
-    parallel,
-    parallel_region,
-    sample_size,
-    scratch,
-    serial,
-    workspace,
-)
+from intq.kernels.cpu.build import State, copy, parallel, parallel_region, scratch, serial, workspace
 from intq.kernels.cpu.dense import dense, products
 from intq.kernels.cpu.epilogue import Buffers, Epilogue, sizes_of
 from intq.kernels.cpu.gather import pad_frame, pad_image, window, window_rows

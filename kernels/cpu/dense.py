@@ -22,19 +22,9 @@ from dataclasses import dataclass, fields
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from intq.kernels.build import i64, ramp
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import (
-    State,
-    i64,
-    keep_last,
-    local,
-    parallel,
-    parallel_region,
-    ramp,
-    serial,
-    state,
-    workspace,
-)
+from intq.kernels.cpu.build import State, keep_last, local, parallel, parallel_region, serial, state, workspace
 from intq.kernels.cpu.epilogue import Buffers, Epilogue
 from intq.kernels.cpu.lanes import accumulated, narrow, store
 from intq.kernels.cpu.plan import Plan

@@ -16,7 +16,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, reinterpret, splat
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
+from intq.kernels.build import i64, kernel, ramp
+from intq.kernels.cpu.build import local, parallel, parallel_region, scratch, serial
 from intq.kernels.cpu.epilogue import Epilogue
 from intq.kernels.cpu.gather import pad_image
 from intq.kernels.cpu.lanes import load, store

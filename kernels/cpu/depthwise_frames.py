@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, splat
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, workspace
+from intq.kernels.build import i64, kernel, ramp
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial, workspace
 from intq.kernels.cpu.depthwise import PRODUCT, interleave, runs_of_unit, widest
 from intq.kernels.cpu.epilogue import Epilogue, frames_arguments, sizes_of
 from intq.kernels.cpu.lanes import accumulated, load, store

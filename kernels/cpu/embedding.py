@@ -6,13 +6,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, serial
+from intq.kernels.build import i64, kernel
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial
 from intq.kernels.cpu.constants import everywhere, scalars, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import over_runs
-from intq.kernels.pack import EMBEDDING_TABLES, Rescale
+from intq.kernels.rescale import EMBEDDING_TABLES, Rescale
 
 TOKENS = 8  # of a sentence that one thread takes at a time
 

@@ -13,7 +13,7 @@ from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import CURVE, TABLE, load, tables
 from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.words import WIDTH, LayerDialect, Words, bound, packed, word_tables
-from intq.kernels.pack import HIGH_WORD
+from intq.kernels.rescale import HIGH_WORD
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Epilogue:
     attrs: Mapping
     dtype: str
     residual: str | None
-    lift: int  # of the residual, see intq.kernels.pack.Rescale
+    lift: int  # of the residual, see intq.kernels.rescale.Rescale
     constants: Channelwise | Uniform
     words: bool = False
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.cpu.build import copy, i64, parallel, serial
+from intq.kernels.build import i64
+from intq.kernels.cpu.build import copy, parallel, serial
 
 
 def pad_image(target, x, image, pad_value, source, padding, base=0) -> None:

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, lanes, low_words, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, ramp
+from intq.kernels.build import i64, ramp
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.runs import Run
 

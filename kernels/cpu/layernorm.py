@@ -10,13 +10,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, lanes, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, sample_size, serial
+from intq.kernels.build import i64, kernel, ramp, sample_size
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial
 from intq.kernels.cpu.constants import Channelwise, everywhere
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import over_runs, words_before
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 from intq.ops.rows import inverse_deviation, normalised
 
 ROWS = 16  # of a block

@@ -18,7 +18,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, lanes, reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, symbolic, workspace
+from intq.kernels.build import i64, kernel, ramp, symbolic
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial, workspace
 from intq.kernels.cpu.frames import SPLIT_BITS, Spectrum
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import tables
@@ -62,7 +63,7 @@ def _bound(x: Vector) -> Vector:
 def log_mel(name: str, isa: Isa, spectrum: Spectrum, attrs, base: int, arguments, source, output) -> tirx.PrimFunc:
     """The kernel (samples, lengths, window, order, turn, bands, weights, guard and offset, scalars, curve, out).
 
-    ``arguments``: (shape, dtype) of what is between lengths and out; ``base``: see :class:`intq.kernels.pack.Rescale`.
+    ``arguments``: (shape, dtype) of what is between lengths and out; ``base``: of its rescale.
     """
     (n, samples), (_, frames, bands) = source[0], output[0]
     names = tuple(dict.fromkeys((*symbolic(source[0]), *symbolic(output[0]))))

@@ -13,7 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import reinterpret, splat
-from intq.kernels.cpu.build import i64, local, ramp, serial, workspace
+from intq.kernels.build import i64, ramp
+from intq.kernels.cpu.build import local, serial, workspace
 from intq.kernels.cpu.plan import Plan, padded_width
 from intq.kernels.cpu.weights import AHEAD, FAR, LINE, Block, prefetch
 

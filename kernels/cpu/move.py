@@ -7,7 +7,8 @@ import math
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.cpu.build import bound, copy, kernel, parallel, parallel_region, sample_size, serial, symbolic
+from intq.kernels.build import bound, kernel, sample_size, symbolic
+from intq.kernels.cpu.build import copy, parallel, parallel_region, serial
 from intq.kernels.cpu.gather import pad_image
 
 

@@ -9,12 +9,13 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, held, splat
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial, symbolic, workspace
+from intq.kernels.build import i64, kernel, ramp, symbolic
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial, workspace
 from intq.kernels.cpu.constants import Channelwise, everywhere
 from intq.kernels.cpu.frames import CHANNELS
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 from intq.ops.frames import mean_bits, normalised, statistics
 
 ALL = Run(0, CHANNELS, False)

@@ -10,7 +10,8 @@ from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector, reinterpret, splat, vector_type
 from intq.kernels.bodies import lanes as lanes_of
-from intq.kernels.cpu.build import local, ramp, serial
+from intq.kernels.build import ramp
+from intq.kernels.cpu.build import local, serial
 from intq.kernels.cpu.heads import ROWS, TILE, Heads
 from intq.kernels.cpu.lanes import store
 from intq.kernels.cpu.product import multiply_add

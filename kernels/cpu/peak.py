@@ -6,8 +6,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import reinterpret, splat
+from intq.kernels.build import i64, kernel, ramp
 from intq.kernels.cpu import micro
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, serial
+from intq.kernels.cpu.build import local, parallel, parallel_region, serial
 
 
 def loop(instruction_set: str, turns: int, instructions: int) -> tirx.PrimFunc:

@@ -8,19 +8,20 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
-from intq.kernels.cpu.build import bound, i64, kernel, parallel, parallel_region, ramp, sample_size, symbolic
+from intq.kernels.build import bound, i64, kernel, ramp, sample_size, symbolic
+from intq.kernels.cpu.build import parallel, parallel_region
 from intq.kernels.cpu.constants import Channelwise, scalars, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import CURVE, TABLE, load, store, tables
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import flat_runs, over_runs, words_before
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 
 
 def pointwise(name: str, isa: Isa, body, attrs, rescale: Rescale, inputs, output) -> tirx.PrimFunc:
     """The kernel (inputs..., [constants], [curve], out). ``inputs``, ``output``: (shape, dtype).
 
-    The constants are as :func:`intq.kernels.pack.rescale_array` lays them out; a body with a curve takes its
+    The constants are as :func:`intq.kernels.cpu.pack.rescale_array` lays them out; a body with a curve takes its
     coefficients after them. The second input may be 1 where the first is not.
     """
     curve = "drop" in attrs

@@ -8,14 +8,15 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, splat
-from intq.kernels.cpu.build import i64, kernel, local, parallel, parallel_region, ramp, scratch, serial
+from intq.kernels.build import i64, kernel, ramp
+from intq.kernels.cpu.build import local, parallel, parallel_region, scratch, serial
 from intq.kernels.cpu.constants import uniform
 from intq.kernels.cpu.gather import pad_image
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import load, store
 from intq.kernels.cpu.runs import Run, runs
 from intq.kernels.cpu.sweep import over_runs
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 
 
 def _windows(name: str, source, output, attrs, arguments, pixel) -> tirx.PrimFunc:

@@ -13,7 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import reinterpret, splat, vector_type
-from intq.kernels.cpu.build import i64, local, ramp, serial
+from intq.kernels.build import i64, ramp
+from intq.kernels.cpu.build import local, serial
 from intq.kernels.cpu.heads import LAYOUTS, ROWS, TILE, Layout
 from intq.kernels.cpu.micro import amx_instruction, tile
 

@@ -13,7 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect
-from intq.kernels.cpu.build import i64, kernel, parallel, parallel_region, serial, symbolic, workspace
+from intq.kernels.build import i64, kernel, symbolic
+from intq.kernels.cpu.build import parallel, parallel_region, serial, workspace
 from intq.kernels.cpu.constants import scalars, uniform
 from intq.kernels.cpu.heads import GROUP, ROWS, TILE, Distances
 from intq.kernels.cpu.lanes import accumulated, store
@@ -21,7 +22,7 @@ from intq.kernels.cpu.micro import amx_configure, amx_release
 from intq.kernels.cpu.packer import copy_rows
 from intq.kernels.cpu.product import Matrix, product
 from intq.kernels.cpu.runs import Run
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 
 
 def relative(name: str, distances: Distances, body, attrs, rescale: Rescale, source, output) -> tirx.PrimFunc:

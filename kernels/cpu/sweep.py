@@ -7,7 +7,8 @@ from itertools import groupby
 
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.cpu.build import i64, parallel, serial
+from intq.kernels.build import i64
+from intq.kernels.cpu.build import parallel, serial
 from intq.kernels.cpu.constants import Channelwise
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.runs import Run, runs

@@ -6,13 +6,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
-from intq.kernels.cpu.build import i64, kernel, local, parallel_region, ramp, serial
+from intq.kernels.build import i64, kernel, ramp
+from intq.kernels.cpu.build import local, parallel_region, serial
 from intq.kernels.cpu.constants import everywhere, scalars, uniform
 from intq.kernels.cpu.isa import Isa
 from intq.kernels.cpu.lanes import accumulated, load, store
 from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.sweep import row_runs
-from intq.kernels.pack import Rescale
+from intq.kernels.rescale import Rescale
 from intq.ops.rows import share_of_token, shared
 
 CHANNELS = 64  # that one thread sums at a time

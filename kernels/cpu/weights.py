@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import reinterpret, splat
-from intq.kernels.cpu.build import State, i64, ramp, serial, state, workspace
+from intq.kernels.build import i64, ramp
+from intq.kernels.cpu.build import State, serial, state, workspace
 from intq.kernels.cpu.plan import FEW_WEIGHTS, Plan
 
 AHEAD = 2  # steps of K, a power of two: what is written is not at once there for AMX to load

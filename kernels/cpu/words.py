@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector, lanes, low_words, reinterpret, splat
-from intq.kernels.cpu.build import ramp
+from intq.kernels.build import ramp
 from intq.kernels.cpu.lanes import CURVE, QUAD_PACKS, TABLE
 
 WIDTH = 64  # values: two vectors of words, which are one of bytes

@@ -1,0 +1,88 @@
+"""The kernel of every node on a GPU: what each writer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from intq.graph import Node
+from intq.kernels.cuda import move, windows
+from intq.kernels.cuda.contract import Epilogue, contraction
+from intq.kernels.cuda.elements import Constants
+from intq.kernels.cuda.plan import is_depthwise, of_node
+from intq.kernels.cuda.pointwise import lookup, pointwise
+from intq.ops import OPS
+from intq.ops.contract import masked
+from intq.value import Value
+
+
+def write(node: Node, inputs: tuple[Value, ...], arrays, arch: str) -> tirx.PrimFunc:
+    """The kernel (inputs..., arrays..., out) of a node."""
+    writer = WRITERS.get(OPS[node.op].loop) or WRITERS[node.op]
+    return writer(node, inputs, arrays, arch)
+
+
+def _tensor(value: Value) -> tuple[tuple, str]:
+    return value.shape, value.dtype
+
+
+def _given(array) -> tuple[tuple, str]:
+    return array.shape, array.dtype.name
+
+
+def _contraction(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    plan, constants = of_node(arch, node, inputs[0]), Constants.of(node, inputs)
+    curve = node.constants["curve"].shape[1] if "curve" in node.constants else 0
+    finish = Epilogue(OPS[node.op].body, node.attrs, constants, curve)
+    has = {"x": True, "residual": "residual_multiplier" in node.constants, "mask": masked(inputs, node.constants)}
+    names = [name for name in has if has[name]]
+    tensors = dict(zip(names, map(_tensor, inputs), strict=True))
+    given = ["weight", "constants", *(["curve"] * bool(curve)), *(["pad_value"] * (node.op != "linear"))]
+    tensors |= dict(zip(given, map(_given, arrays), strict=True)) | {"out": _tensor(node.output)}
+    return (windows.depthwise if is_depthwise(plan) else contraction)("kernel", plan, finish, tensors)
+
+
+def _pointwise(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    body, tensors = OPS[node.op].body, list(map(_tensor, inputs))
+    if "table" in node.constants:
+        return lookup("kernel", body, node.attrs, arrays[0].dtype.name, *tensors, _tensor(node.output))
+    curve = node.constants["curve"].shape[1] if "curve" in node.constants else 0
+    constants = Constants.of(node, inputs) if "shift" in node.constants else None
+    return pointwise("kernel", body, node.attrs, constants, curve, tensors, _tensor(node.output))
+
+
+def _avg_pool(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    tensors = _windowed(node, inputs, arrays, ["constants"])
+    return windows.avg_pool("kernel", OPS[node.op].body, node.attrs, Constants.of(node, inputs), tensors)
+
+
+def _max_pool(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return windows.max_pool("kernel", OPS[node.op].body, node.attrs, _windowed(node, inputs, arrays, []))
+
+
+def _windowed(node: Node, inputs, arrays, names: list[str]) -> dict[str, tuple]:
+    given = dict(zip([*names, *(["pad_value"] * any(node.attrs["padding"]))], map(_given, arrays), strict=True))
+    return {"x": _tensor(inputs[0])} | given | {"out": _tensor(node.output)}
+
+
+def _move(write: Callable) -> Callable:
+    return lambda node, inputs, arrays, arch: write("kernel", node.attrs, _tensor(inputs[0]), _tensor(node.output))
+
+
+def _concat(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return move.concat("kernel", node.attrs, list(map(_tensor, inputs)), _tensor(node.output))
+
+
+WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
+    "conv1d": _contraction,
+    "conv2d": _contraction,
+    "linear": _contraction,
+    "pointwise": _pointwise,
+    "sum2d": _avg_pool,
+    "max2d": _max_pool,
+    "concat": _concat,
+    "slice": _move(move.slice_),
+    "transpose": _move(move.transpose),
+    "pad": _move(move.pad),
+}
