@@ -14,9 +14,10 @@ from intq.errors import IntqError
 from intq.kernels.cuda import toolkit
 
 EM_CUDA = 190  # the ELF header's number of NVIDIA's machines
+
 # Arithmetic, comparison and conversion in floating point, by the names of "CUDA Binary Utilities", with U where one
-# value serves a whole warp; an integer `/` shows as I2F, MUFU.RCP and F2I. FSEL chooses one of two registers and changes
-# neither, and compilers use it on integers; FLO and FENCE are of integers too. Atomics name their type.
+# value serves a whole warp; an integer `/` shows as I2F, MUFU.RCP and F2I. FSEL, which compilers use on integers,
+# chooses one of two registers and changes neither; FLO and FENCE are of integers too. Atomics name their type.
 FLOAT = re.compile(
     r"(?:U?(?:F(?:ADD|FMA|MUL|MNMX|SET|CHK|SWZ|RND|HADD|HFMA|2F|2I)|H(?:ADD|MUL|FMA|SET|MNMX)|D(?:ADD|MUL|FMA|SET|MNMX)"
     r"|I2F|MUFU)|[HDQO]MMA|[HQ]GMMA|UTC[HQO]MMA)\w*(?:\..*)?"
@@ -37,11 +38,11 @@ USAGE = re.compile(
 class Facts:
     """One kernel. Counts are of instructions as they stand in the code, not as often as they run.
 
-    ``registers``: of a thread. ``shared``: bytes of a block's static shared memory (dynamic shared memory is asked for
-    at launch). ``local``: bytes of a thread's own memory, for spilled registers and for arrays that are indexed;
-    ``spills``: its loads and stores. ``int8``, ``int4``: tensor-core instructions by their operands' width;
-    ``int_in_loop``: some of them stand in an innermost loop. ``ldsm``: loads of matrices from shared memory.
-    ``loads``: loads from global memory by bits. ``floats``: floating-point instructions by name.
+    ``registers``: of a thread. ``shared``: bytes of a block's static shared memory, with the system's own KB from sm_90
+    on (dynamic shared memory is asked for at launch). ``local``: bytes of a thread's own memory, for spilled registers
+    and for arrays that are indexed; ``spills``: its loads and stores. ``int8``, ``int4``: tensor-core instructions by
+    their operands' width; ``int_in_loop``: some of them stand in an innermost loop. ``ldsm``: loads of matrices from
+    shared memory. ``loads``: loads from global memory by bits. ``floats``: floating-point instructions by name.
     """
 
     registers: int
