@@ -82,13 +82,13 @@ def place(folder: str | Path, structure: str) -> Path:
 @dataclass(frozen=True)
 class Library:
     """``executable``: TVM's; ``target``: the choice it was compiled for; ``kernels``: the kernel of every node;
-    ``gpu``: the kernels' machine code for a GPU."""
+    ``cubin``: their machine code for a GPU."""
 
     executable: Any
     target: Any
     structure: str
     kernels: dict[str, str]
-    gpu: bytes | None = None
+    cubin: bytes | None = None
 
     @property
     def instruction_set(self) -> str:
@@ -115,10 +115,10 @@ class Library:
         linker = _linker(self.target.triple)
         temporary = path.with_name(f".{path.name}.tmp.so")
         options = {"fcompile": lambda *files, **_: _link(linker, *files)}
-        if self.gpu is not None:
+        if self.cubin is not None:
             from intq.kernels.cuda.binary import packer
 
-            options["fpack_imports"] = packer(self.gpu)
+            options["fpack_imports"] = packer(self.cubin)
         try:
             self.executable.export_library(str(temporary), **options)
             temporary.replace(path)

@@ -178,6 +178,8 @@ def test_a_library_for_another_gpu(driver, arch, major, minor):
 
 def test_what_a_machine_may_lack(driver):
     none = Machine(driver.folder / "none", driver.root)
+    none.folder.mkdir()
+    (none.folder / "libcuda.so.1").touch()  # no library, found before any that this machine has
     assert "this machine has none (no libcuda.so.1): install version 580 or later" in none("driver.load()")
     old = driver("driver.load()", VERSION=12080)
     assert old.startswith("NVIDIA's driver here is of CUDA 12.8 and compiled networks need one of CUDA 13.0 or later")

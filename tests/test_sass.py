@@ -108,6 +108,7 @@ def test_a_constant_in_a_register_is_no_arithmetic():
     code = [
         "HFMA2.MMA R5, -RZ, RZ, 0, 5.9604644775390625e-08",
         "HFMA2 R4, -RZ, RZ, 1.875, 0",
+        "HFMA2 R4, -RZ, RZ, R3, R5",
         "FSEL R3, R4, R5, P0",
         "FLO.U32 R3, R4",
         "@!P0 HFMA2.MMA R5, R4, RZ, 0, 1",
@@ -119,7 +120,7 @@ def test_a_constant_in_a_register_is_no_arithmetic():
     ]
     lines = "".join(f"        /*{16 * i:04x}*/    {text} ;  /* 0x00 */\n" for i, text in enumerate(code))
     floats = sass.parse(f"{usage}\t\tFunction : k\n{lines}")["k"].floats
-    assert floats == {"FADD.FTZ": 1, "HFMA2.MMA": 1, "MUFU.RCP": 1, "RED.E.ADD.F32.FTZ.RN.STRONG.GPU": 1}
+    assert floats == {"FADD.FTZ": 1, "HFMA2": 1, "HFMA2.MMA": 1, "MUFU.RCP": 1, "RED.E.ADD.F32.FTZ.RN.STRONG.GPU": 1}
 
 
 @pytest.fixture(scope="module")

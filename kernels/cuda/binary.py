@@ -27,16 +27,19 @@ _KEEP_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"  # TVM: make no module that could ru
 def build(module: tvm.IRModule, target: tvm.target.Target, arch: str, **options):
     """``tvm.compile(module, target, **options)`` and the machine code of its GPU kernels: (executable, cubin).
 
+    A module without kernels for a GPU, such as a network of views, has None.
     Raises IntqError as :func:`intq.kernels.cuda.nvrtc.compile` does.
     """
     with _keeping_source():
         executable = tvm.compile(module, target=target, **options)
-    return executable, nvrtc.compile(source(executable.mod), arch)
+    text = source(executable.mod)
+    return executable, text and nvrtc.compile(text, arch)
 
 
-def source(module: Module) -> str:
-    """The CUDA C++ of a compiled module's kernels."""
-    return _only(module, "cuda").inspect_source()
+def source(module: Module) -> str | None:
+    """The CUDA C++ of a compiled module's kernels, or None where it has none."""
+    kernels = _find(module, "cuda")
+    return kernels and kernels.inspect_source()
 
 
 def packer(cubin: bytes) -> Callable:
@@ -44,7 +47,7 @@ def packer(cubin: bytes) -> Callable:
 
     def pack(module: Module, system_lib: bool, prefix: str, folder: str) -> str:
         blob = tvm.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
-        host = _only(module, "llvm").get_function("_get_target_string")()
+        host = _find(module, "llvm").get_function("_get_target_string")()
         blob = replace_source(blob, source(module).encode(), cubin)
         path = str(Path(folder) / "imports.o")
         tvm.get_global_func("codegen.codegen_blob")(blob, system_lib, host, prefix).write_to_file(path)
@@ -82,9 +85,8 @@ def _keeping_source() -> Iterator[None]:
             os.environ[_KEEP_SOURCE] = before
 
 
-def _only(module: Module, kind: str) -> Module:
-    (found,) = (each for each in _tree(module) if each.kind == kind)
-    return found
+def _find(module: Module, kind: str) -> Module | None:
+    return next((each for each in _tree(module) if each.kind == kind), None)
 
 
 def _tree(module: Module) -> Iterator[Module]:

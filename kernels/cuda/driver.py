@@ -31,7 +31,7 @@ class Device:
 
 @cache
 def load() -> None:
-    """Load CUDA's and TVM's runtime for GPUs into this process, beside TVM's runtime for CPUs.
+    """Load CUDA's and TVM's runtime for GPUs into this process, after TVM's runtime for CPUs, which they build on.
 
     Raises IntqError without a driver, with one older than CUDA 13.0, without a GPU, and without libcudart.
     """

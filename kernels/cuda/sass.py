@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
@@ -25,7 +26,7 @@ FLOAT = re.compile(
 )
 # The multiplication of two registers that are always zero, and a constant added: how a constant is put into a register
 # when the integer pipe is busy. It computes nothing, whatever the bits of the constant are.
-CONSTANT = re.compile(r"HFMA2\S*\s+U?R\d+, -U?RZ, U?RZ, \S+, \S+")
+CONSTANT = re.compile(r"HFMA2\S*\s+U?R\d+, -U?RZ, U?RZ, [-+\dQI]\S*, [-+\dQI]\S*")
 TENSOR = re.compile(r"I(?:G?MMA)\.\S*")
 LINE = re.compile(r"\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?(?P<text>(?P<name>[A-Z][\w.]*)[^;]*?)\s*;")
 JUMP = re.compile(r"(?:BRA|JMP)\b.*?(?P<to>0x[0-9a-f]+)")
@@ -63,11 +64,13 @@ def facts(cubin: bytes) -> dict[str, Facts]:
     Raises IntqError when NVIDIA's disassembler is not installed or does not take the binary.
     """
     tool = toolkit.program("cuobjdump", "nvidia-cuda-cuobjdump")
-    toolkit.program("nvdisasm", "nvidia-cuda-nvdisasm")  # which cuobjdump starts
+    nvdisasm = toolkit.program("nvdisasm", "nvidia-cuda-nvdisasm")  # which cuobjdump starts
+    environment = os.environ | {"PATH": f"{nvdisasm.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(cubin)
-        run = subprocess.run([tool, "-sass", "-res-usage", path], capture_output=True, text=True, check=False)
+        command = [tool, "-sass", "-res-usage", path]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if run.returncode:
         raise IntqError(f"cuobjdump cannot read the kernels' machine code: {run.stderr.strip()}")
     return parse(run.stdout)
@@ -118,7 +121,7 @@ def _loads(names: Counter) -> dict[int, int]:
     found: Counter[int] = Counter()
     for name, count in names.items():
         if re.match(r"LD(?:G|GSTS)\b", name):  # LDGSTS: from global to shared memory
-            width = re.search(r"\.[US]?(8|16|64|128)\b", name.replace(".LTC128B", ""))
+            width = re.search(r"\.[US]?(8|16|64|128|256)\b", name.replace(".LTC128B", ""))
             found[int(width[1]) if width else 32] += count
     return dict(sorted(found.items()))
 
