@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 
 from intq.errors import IntqError
+from intq.kernels.cuda import sass
 
 # Arithmetic, comparison and conversion in floating point; moves and bitwise logic, which have "ps" and "pd" forms that
 # compilers use on integers too, compute nothing.
@@ -27,22 +28,46 @@ KERNEL = re.compile(r"^(?:__tvm_ffi_)?(?P<name>[a-z]\w*?_[0-9a-f]{12})(?:_comput
 
 @dataclass(frozen=True)
 class Audit:
-    """Floating-point instructions by kernel."""
+    """Floating-point instructions by kernel; of a library for a GPU, also what its machine code there holds.
+
+    A node's kernel may be several on the GPU, whose names begin with its own: ``kernels`` adds them up, with the
+    processor's part, and ``gpu`` has each by itself.
+    """
 
     instruction_set: str
     kernels: dict[str, int]
+    gpu: dict[str, sass.Facts] = field(default_factory=dict)
 
 
 def audit(network) -> Audit:
     """Count the floating-point instructions in the machine code of a loaded network, kernel by kernel.
 
-    Raises IntqError when objdump, which reads machine code, is missing.
+    Raises IntqError when objdump or, for a GPU, cuobjdump, which read machine code, are missing.
     """
-    found = float_instructions(network.path)
-    wanted = {layer.kernel for layer in network.layers if layer.kernel}
-    if not wanted <= set(found):
-        raise IntqError(f"{network.path} holds no machine code of {sorted(wanted - set(found))[0]}; compile it again")
-    return Audit(network.instruction_set, found)
+    return audit_library(network.path, network.instruction_set, {layer.kernel for layer in network.layers} - {""})
+
+
+def audit_library(path: str | Path, instruction_set: str, wanted: set[str]) -> Audit:
+    """The audit of a library's file, which no GPU is needed for; ``wanted``: kernels that it must hold.
+
+    Raises IntqError as :func:`audit` does.
+    """
+    found, cubin = float_instructions(path), sass.read(path)
+    gpu = sass.facts(cubin) if cubin else {}
+    there = _on_gpu(gpu)
+    missing = wanted - set(there if instruction_set.startswith("sm_") else found)
+    if missing:
+        raise IntqError(f"{path} holds no machine code of {sorted(missing)[0]}; compile it again")
+    return Audit(instruction_set, found | {name: found.get(name, 0) + count for name, count in there.items()}, gpu)
+
+
+def _on_gpu(facts: dict[str, sass.Facts]) -> dict[str, int]:
+    """Floating-point instructions on the GPU by node's kernel: TVM calls its parts NAME_kernel, NAME_kernel_1, ..."""
+    found: dict[str, int] = {}
+    for name, fact in facts.items():
+        kernel = re.sub(r"_kernel(?:_\d+)?$", "", name)
+        found[kernel] = found.get(kernel, 0) + sum(fact.floats.values())
+    return found
 
 
 def float_instructions(library: str | Path) -> dict[str, int]:

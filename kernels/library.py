@@ -81,12 +81,14 @@ def place(folder: str | Path, structure: str) -> Path:
 
 @dataclass(frozen=True)
 class Library:
-    """``executable``: TVM's; ``target``: the choice it was compiled for; ``kernels``: the kernel of every node."""
+    """``executable``: TVM's; ``target``: the choice it was compiled for; ``kernels``: the kernel of every node;
+    ``cubin``: their machine code for a GPU."""
 
     executable: Any
     target: Any
     structure: str
     kernels: dict[str, str]
+    cubin: bytes | None = None
 
     @property
     def instruction_set(self) -> str:
@@ -112,8 +114,13 @@ class Library:
         path = Path(path)
         linker = _linker(self.target.triple)
         temporary = path.with_name(f".{path.name}.tmp.so")
+        options = {"fcompile": lambda *files, **_: _link(linker, *files)}
+        if self.cubin is not None:
+            from intq.kernels.cuda.binary import packer
+
+            options["fpack_imports"] = packer(self.cubin)
         try:
-            self.executable.export_library(str(temporary), fcompile=lambda *files, **_: _link(linker, *files))
+            self.executable.export_library(str(temporary), **options)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
