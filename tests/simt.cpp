@@ -73,7 +73,7 @@ Warp warps[MOST_THREADS / WARP];
 Fiber* current;
 jmp_buf scheduler, failure;
 const Kernel* kernel;
-const TVMFFIAny* arguments;
+TVMFFIAny arguments[64];
 unsigned threads, lanes_order[MOST_THREADS];
 uint64_t now = 1, barrier_at = 1;  // the clock goes on at every barrier and __syncwarp
 size_t static_bytes, dynamic_begin, dynamic_bytes;
@@ -185,7 +185,7 @@ void access(const void* pc, const void* pointer, size_t bytes, bool write, bool 
   }
   for (const Buffer* b = buffers; b < buffers + buffer_count; ++b)
     if (p >= b->begin && p + bytes <= b->begin + b->bytes) return;
-  if (size_t(p - reinterpret_cast<const char*>(arguments)) < kernel->arguments * sizeof(TVMFFIAny)) return;
+  if (size_t(p - reinterpret_cast<const char*>(arguments)) < sizeof arguments) return;
   if (buffer_count) outside(pc, p, bytes, write);
 }
 
@@ -483,7 +483,6 @@ extern "C" {
 
 int simt_launch(const Kernel* launched, const TVMFFIAny* values, int count) {
   kernel = launched;
-  arguments = values;
   current = nullptr;
   if (_setjmp(failure)) {
     current = nullptr;
@@ -494,6 +493,11 @@ int simt_launch(const Kernel* launched, const TVMFFIAny* values, int count) {
   }
   if (count != kernel->arguments + kernel->tags)
     fail(nullptr, "takes %d arguments, was given %d", kernel->arguments + kernel->tags, count);
+  if (kernel->arguments > int(sizeof arguments / sizeof *arguments)) fail(nullptr, "has %d arguments", kernel->arguments);
+  for (int i = 0; i < kernel->arguments; ++i) {
+    arguments[i] = values[i];
+    if (values[i].type_index == kTVMFFITensor) arguments[i].v_ptr = TVMFFITensorGetDLTensorPtr(values[i].v_obj)->data;
+  }
   read_launch(values + kernel->arguments);
   prepare_fibers();
   run_grid();

@@ -100,7 +100,8 @@ def tensor(array: np.ndarray) -> tvm.runtime.Tensor:
 def build(source: str, functions: Mapping[str, object]) -> tvm.runtime.Module:
     """CUDA source as a library of functions that TVM's host code can call.
 
-    ``functions``: by the name of each kernel, its ``arg_types`` and ``launch_param_tags`` (TVM's FunctionInfo).
+    ``functions``: by the name of each kernel, its ``arg_types`` and ``launch_param_tags`` (TVM's FunctionInfo). A kernel
+    can also be called itself, with its arguments and the numbers that its tags name.
     """
     folder, runtime = _runtime()
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".cc", delete=False) as file:
@@ -154,7 +155,7 @@ def _static_shared(source: str) -> str:
     """Each kernel's shared arrays in a section of its own, so that the linker says where they begin and end."""
 
     def declaration(match: re.Match) -> str:
-        before = re.findall(r"__global__[^{;]*?(\w+)\([^{;]*\{", source[: match.start()])
+        before = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", source[: match.start()])
         attribute = f'__attribute__((section("simt_{before[-1]}")))'
         return f"{match['align'] or ''} static {attribute} "
 
