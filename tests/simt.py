@@ -129,9 +129,9 @@ def _entry(translated: str, name: str, info) -> str:
     return f"""
 {declared}extern "C" int __tvm_ffi_{name}(void*, const TVMFFIAny* arguments, int count, TVMFFIAny*) {{
   static const char* const tags[] = {{{", ".join(f'"{tag}"' for tag in tags)}}};
-  static const simt::Kernel kernel = {{
+  static const simt::Kernel launched_ = {{
     "{name}", [](const TVMFFIAny* a) {{ simt::call({name}, a); }}, {len(info.arg_types)}, {len(tags)}, tags, {", ".join(section)}}};
-  return simt::simt_launch(&kernel, arguments, count);
+  return simt::simt_launch(&launched_, arguments, count);
 }}
 """
 
