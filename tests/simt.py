@@ -34,6 +34,7 @@ MOST_TENSORS = 64
 CHECKS = "thread,alignment,bounds,shift,integer-divide-by-zero,signed-integer-overflow"
 
 
+@tvm_ffi.register_error("SimtError")  # TVM hands it on
 class SimtError(Exception):
     """A kernel that cannot be built for the CPU: what it has that this harness does not know."""
 
@@ -52,14 +53,17 @@ class Kernels:
         function = self.module[name]
 
         def run(*arguments, order: int = 0) -> None:
-            tensors = [tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
-            _settings(order, [a for a in arguments if isinstance(a, np.ndarray)])
+            memory = {i: _device_memory(a) for i, a in enumerate(arguments) if isinstance(a, np.ndarray)}
+            _settings(order, list(memory.values()))
             try:
-                function(*tensors)
+                function(*(tensor(memory[i]) if i in memory else a for i, a in enumerate(arguments)))
             except RuntimeError as error:
                 raise RuntimeError(_located(str(error))) from None
             finally:
                 _settings(0, [])
+            for i, after in memory.items():
+                if arguments[i].flags.writeable:
+                    arguments[i][...] = after
 
         return run
 
@@ -73,6 +77,15 @@ def compile(functions: Mapping[str, tvm.tirx.PrimFunc] | tvm.IRModule, arch: str
     with cuda_on_cpu():
         executable = tvm.compile(module, target=Target({"kind": "cuda", "arch": arch}, host="llvm"))
     return Kernels(executable.mod)
+
+
+def _device_memory(array: np.ndarray) -> np.ndarray:
+    """A copy as CUDA would lay it out: contiguous, at a multiple of 256 bytes."""
+    raw = np.empty(array.nbytes + 256, np.uint8)
+    start = -raw.ctypes.data % 256
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 @contextmanager
@@ -125,7 +138,7 @@ def _entry(translated: str, name: str, info) -> str:
     section, declared = ("nullptr", "nullptr"), ""
     if f'section("simt_{name}")' in translated:
         section = (f"__start_simt_{name}", f"__stop_simt_{name}")
-        declared = f'extern "C" __attribute__((visibility("hidden"))) char {section[0]}[], {section[1]}[];\n'
+        declared = f'extern "C" __attribute__((weak, visibility("hidden"))) char {section[0]}[], {section[1]}[];\n'
     return f"""
 {declared}extern "C" int __tvm_ffi_{name}(void*, const TVMFFIAny* arguments, int count, TVMFFIAny*) {{
   static const char* const tags[] = {{{", ".join(f'"{tag}"' for tag in tags)}}};

@@ -186,7 +186,7 @@ def test_shuffles_and_votes(order):
     assert np.array_equal(out[:, 1], x[lanes ^ 5])
     assert np.array_equal(out[:, 2], x[np.where(lanes % 8 < 5, lanes + 3, lanes)])
     assert np.array_equal(out[:, 3], x[np.where(lanes % 8 >= 3, lanes - 3, lanes)])
-    assert np.array_equal(out[:, 4].astype(np.uint32), np.full(32, ((x & 1).astype(np.uint64) << lanes).sum()))
+    assert np.array_equal(out[:, 4].astype(np.uint32), np.full(32, ((x & 1).astype(np.int64) << lanes).sum()))
     assert np.array_equal(out[:, 5], y[lanes ^ 16] >> 32)
     assert np.array_equal(out[:, 6], np.where(lanes < 16, x[lanes ^ 1], x[lanes ^ 2]))
     assert np.array_equal(out[:, 7], np.full(32, x.max()))
@@ -202,7 +202,7 @@ def test_arithmetic_instructions(seed):
     arithmetic()(x, out, 1, 32)
     a, b, c = x.astype(np.int64)
     assert np.array_equal(out[0], a * b >> 32)
-    assert np.array_equal(out[1].astype(np.uint32), (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF) >> 32)
+    assert np.array_equal(out[1].astype(np.uint32), (a.astype(np.uint32).astype(np.uint64) * b.astype(np.uint32) >> 32))
     assert np.array_equal(out[2], x[0] & x[1] | x[2])
     low = (np.clip(a, -128, 127) & 255) << 8 | np.clip(b, -128, 127) & 255
     assert np.array_equal(out[3].view(np.uint32), (c << 16 | low) & 0xFFFFFFFF)
@@ -244,8 +244,8 @@ def staged_gemm(columns: int, depth: int, kind: str, copies: bool) -> tirx.PrimF
         x, weight, out = (
             T.match_buffer(T.arg(name, T.handle()), (rows, width), dtype)
             for name, rows, width, dtype in (
-                ("x", n, depth, "uint8"),
-                ("w", columns, depth, "uint8"),
+                ("x", n, depth // 4, "uint32"),
+                ("w", columns, depth // 4, "uint32"),
                 ("o", n, columns, "int32"),
             )
         )
@@ -255,7 +255,7 @@ def staged_gemm(columns: int, depth: int, kind: str, copies: bool) -> tirx.PrimF
             T.launch_thread("threadIdx.x", 64),
         )
         with block as i, across as j, thread as t:
-            tiles = [T.alloc_buffer((1024,), "uint8", scope=scope) for scope in ("shared", "shared.dyn")]
+            tiles = [T.alloc_buffer((256,), "uint32", scope=scope) for scope in ("shared", "shared.dyn")]
             a, b, c = (T.alloc_buffer((size,), "uint32", scope="local") for size in (8, 4, 4))
             lane, warp = t % 32, t // 32
             for r in range(4):
@@ -263,32 +263,32 @@ def staged_gemm(columns: int, depth: int, kind: str, copies: bool) -> tirx.PrimF
             with T.serial(depth // 64) as k:
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for source, tile, first, limit in ((x, tiles[0], i * 16, n), (weight, tiles[1], j * 16, columns)):
-                    row, at = first + t // 4, k * 64 + t % 4 * 16
+                    row, at = first + t // 4, k * 16 + t % 4 * 4
                     if copies:
                         kept = tirx.Select(row < limit, tirx.const(16, "uint32"), tirx.const(0, "uint32"))
-                        to, origin = tile.access_ptr("w", offset=t * 16, extent=16), source.ptr_to([row, at])
+                        to, origin = tile.access_ptr("w", offset=t * 4, extent=4), source.ptr_to([row, at])
                         T.evaluate(T.ptx["cp.async.cg.shared.global"](to, origin, 16, kept))
                     else:
                         value = tirx.if_then_else(
                             row < limit,
-                            source[row, tirx.Ramp(at, 1, 16)],
-                            tirx.Broadcast(tirx.const(0, "uint8"), 16),
+                            source[row, tirx.Ramp(at, 1, 4)],
+                            tirx.Broadcast(tirx.const(0, "uint32"), 4),
                         )
-                        T.buffer_store(tile, value, [tirx.Ramp(t * 16, 1, 16)])
+                        T.buffer_store(tile, value, [tirx.Ramp(t * 4, 1, 4)])
                 if copies:
                     T.evaluate(T.ptx["cp.async.commit_group"]())
                     T.evaluate(T.ptx["cp.async.wait_group"](0))
                 T.evaluate(T.tvm_storage_sync("shared"))
                 load = T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"]
-                columns_at = (warp * 8 + lane % 8) * 64 + lane // 8 * 16
-                T.evaluate(load(*(b[r] for r in range(4)), tiles[1].access_ptr("r", offset=columns_at, extent=16)))
+                columns_at = (warp * 8 + lane % 8) * 16 + lane // 8 * 4
+                T.evaluate(load(*(b[r] for r in range(4)), tiles[1].access_ptr("r", offset=columns_at, extent=4)))
                 for half in range(2):
                     if wide:  # 16 rows, bytes 32 half to 32 half + 31
-                        rows_at = lane % 16 * 64 + half * 32 + lane // 16 * 16
+                        rows_at = lane % 16 * 16 + half * 8 + lane // 16 * 4
                     else:  # 8 rows, all 64 bytes
-                        rows_at = (half * 8 + lane % 8) * 64 + lane // 8 * 16
+                        rows_at = (half * 8 + lane % 8) * 16 + lane // 8 * 4
                     registers = [a[half * 4 + r] for r in range(4)]
-                    T.evaluate(load(*registers, tiles[0].access_ptr("r", offset=rows_at, extent=16)))
+                    T.evaluate(load(*registers, tiles[0].access_ptr("r", offset=rows_at, extent=4)))
                 mma = T.ptx[f"mma.sync.aligned.{kind}.s32"]
                 for half in range(2):
                     if wide:
@@ -327,7 +327,7 @@ def test_staged_gemm(kind):
         else:
             left, right = x.astype(np.int32), weight.view(np.int8).astype(np.int32)
         out = np.full((n, columns), -1, np.int32)
-        kernels["gemm"](x, weight, out, order=order)
+        kernels["gemm"](x.view(np.uint32), weight.view(np.uint32), out, order=order)
         assert np.array_equal(out, left @ right.T)
 
 
@@ -354,7 +354,7 @@ WRONG = {
     ),
     "lanes at different instructions": (
         STAGE + "if (t < 16) __shfl_xor_sync(0xffffffff, t, 1); else __ballot_sync(0xffffffff, t);",
-        "comes to __(ballot|shfl_xor)_sync .* while lanes of its warp are at __",
+        "warp 0 lanes 0-15 wait at __shfl_xor_sync; warp 0 lanes 16-31 wait at __ballot_sync",
     ),
     "a source outside of the mask": (STAGE + "if (t < 16) __shfl_xor_sync(0xffff, t, 16);", "not in the mask 0xffff"),
     "a copy not waited for": (STAGE + "if (t < 16) {" + ASYNC + "} __syncthreads(); out[t] = s[t];", "a cp.async is still to write"),
