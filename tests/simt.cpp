@@ -7,7 +7,6 @@
 #define SIMT_CONSTANT
 #include "simt.h"
 
-#include <csetjmp>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -33,8 +32,13 @@ struct Copy {  // a cp.async that has not landed
   unsigned bytes, kept, group;
 };
 
+// GCC's own setjmp keeps no more than the stack and frame pointers and a label: the compiler saves what else it needs.
+// The jump must not be inlined where the place was marked.
+using Place = void* [5];
+[[noreturn]] __attribute__((noinline)) void jump(Place& place) { __builtin_longjmp(place, 1); }
+
 struct Fiber {
-  jmp_buf at;
+  Place at;
   ucontext_t beginning;
   char* stack;
   bool alive;  // has begun, and waits inside of its loop
@@ -53,6 +57,7 @@ struct Step {  // an instruction that lanes of a warp make together
 
 struct Warp {
   Step steps[WARP];  // lanes of disjoint masks may be at different ones
+  unsigned used;     // how many of them to look at
   uint64_t synced;   // the clock at its last __syncwarp
 };
 
@@ -71,7 +76,7 @@ struct Buffer {
 Fiber fibers[MOST_THREADS];
 Warp warps[MOST_THREADS / WARP];
 Fiber* current;
-jmp_buf scheduler, failure;
+Place scheduler, failure;
 const Kernel* kernel;
 TVMFFIAny arguments[64];
 unsigned threads, lanes_order[MOST_THREADS];
@@ -99,7 +104,7 @@ char message[4096];
   Dl_info found;
   if (where && used < sizeof message && dladdr(where, &found))
     snprintf(message + used, sizeof message - used, "\n@%s+%#zx", found.dli_fname, (const char*)where - (const char*)found.dli_fbase - 1);
-  _longjmp(failure, 1);
+  jump(failure);
 }
 
 void say_lanes(char* text, size_t size, unsigned mask) {
@@ -196,8 +201,8 @@ void aligned(const void* pc, const void* pointer, size_t bytes, const char* what
 
 // ---- fibers --------------------------------------------------------------------------------------------------------
 
-void leave() {  // back to the scheduler, until it resumes this fiber
-  if (!_setjmp(current->at)) _longjmp(scheduler, 1);
+__attribute__((noinline)) void leave() {  // back to the scheduler, until it resumes this fiber
+  if (!__builtin_setjmp(current->at)) jump(scheduler);
 }
 
 void live() {
@@ -208,18 +213,18 @@ void live() {
   }
 }
 
-void resume(Fiber& f) {
+__attribute__((noinline)) void resume(Fiber& f) {
   current = &f;
   threadIdx = f.index;
-  if (_setjmp(scheduler)) {
+  if (__builtin_setjmp(scheduler)) {
     current = nullptr;
     return;
   }
-  if (f.alive) _longjmp(f.at, 1);
+  if (f.alive) jump(f.at);
   f.alive = true;
   getcontext(&f.beginning);
   f.beginning.uc_stack.ss_sp = f.stack;
-  f.beginning.uc_stack.ss_size = STACK;
+  f.beginning.uc_stack.ss_size = STACK - f.number % 128 * 576;  // tops that were alike would share a set of the cache
   f.beginning.uc_link = nullptr;
   makecontext(&f.beginning, live, 0);
   setcontext(&f.beginning);
@@ -258,10 +263,7 @@ void run_block() {
   if (static_bytes) memset(kernel->shared, 0xa5, static_bytes);
   barrier_at = ++now;
   for (unsigned i = 0; i < threads; ++i) fibers[i].state = READY, fibers[i].group = 0;
-  for (unsigned i = 0; i < (threads + WARP - 1) / WARP; ++i) {
-    for (Step& s : warps[i].steps) s.arrived = 0;
-    warps[i].synced = 0;
-  }
+  for (Warp& w : warps) w.used = 0, w.synced = 0;
   for (;;) {
     bool ran = false;
     unsigned waiting = 0, done = 0;
@@ -352,14 +354,20 @@ void step(const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
   Warp& w = warps[f.number / WARP];
   const unsigned bit = 1u << f.number % WARP;
   if (!(mask & bit)) fail(nullptr, "comes to %s, whose mask %#x leaves its lane out", name, mask);
-  Step *mine = nullptr, *unused = nullptr;
-  for (Step& s : w.steps) {
+  unsigned at = 0, unused = w.used;
+  for (; at < w.used; ++at) {
+    const Step& s = w.steps[at];
     if (!s.arrived)
-      unused = &s;
-    else if (s.mask == mask && !strcmp(s.name, name))
-      mine = &s;
+      unused = at;
+    else if (s.mask == mask && (s.name == name || !strcmp(s.name, name)))
+      break;
   }
-  if (!mine) *(mine = unused) = {name, mask, 0, {}};
+  if (at == w.used) {  // the first lane to come
+    at = unused;
+    if (unused == w.used) ++w.used;
+    w.steps[at] = {name, mask, 0, {}};
+  }
+  Step* const mine = w.steps + at;
   mine->records[f.number % WARP] = record;
   mine->arrived |= bit;
   if (mine->arrived != mask) {
@@ -372,6 +380,7 @@ void step(const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
   for (unsigned i = 0; i < WARP; ++i)
     if (mask >> i & 1) fibers[f.number / WARP * WARP + i].state = READY;
   mine->arrived = 0;
+  while (w.used && !w.steps[w.used - 1].arrived) --w.used;
 }
 
 struct Exchange {
@@ -385,7 +394,6 @@ struct Gather {
 };
 
 struct Mma {
-  int m, k, bits;
   bool a_signed, b_signed, saturate;
   uint32_t* d;
   const uint32_t *a, *b, *c;
@@ -397,36 +405,34 @@ struct Matrices {
   uint32_t *d, address;
 };
 
-void unpack(const uint32_t word, int bits, bool is_signed, int16_t* to, size_t stride = 1) {
-  for (int i = 0; i < 32 / bits; ++i, to += stride) {
-    const uint32_t field = word >> i * bits & ((1u << bits) - 1);
-    *to = is_signed && field >> (bits - 1) ? int16_t(field) - (1 << bits) : int16_t(field);
-  }
+template <int BITS> void unpack(uint32_t word, bool is_signed, int16_t* to) {
+  const int sign = is_signed ? 1 << (BITS - 1) : 0;
+  for (int i = 0; i < 32 / BITS; ++i) to[i] = int16_t((int(word >> i * BITS & ((1u << BITS) - 1)) ^ sign) - sign);
 }
 
-// A register holds 32 / bits elements along k, four lanes side by side a run of `run`; a lane's group is lane / 4.
+// A register holds 32 / BITS elements along k, four lanes side by side a run of `run`; a lane's group is lane / 4.
 // a: rows group (and group + 8: odd registers), the next run of k: registers from 2 on. b: column group, a register a
 // run. c and d: rows as a, two columns from 2 (lane % 4).  (PTX ISA, "Matrix fragments for mma".)
-void multiply(Step& s) {
-  const Mma& kind = *static_cast<Mma*>(s.records[0]);
-  const int each = 32 / kind.bits, run = 4 * each, halves = kind.m / 8;
-  static int16_t a[16][64], b[8][64];
-  for (unsigned lane = 0; lane < WARP; ++lane) {
+template <int M, int K, int BITS> void multiply(Step& s) {
+  constexpr int each = 32 / BITS, run = 4 * each, halves = M / 8;
+  alignas(64) int16_t a[M][K], b[8][K];
+  for (int lane = 0; lane < int(WARP); ++lane) {
     const Mma& mine = *static_cast<Mma*>(s.records[lane]);
     const int group = lane / 4, at = lane % 4 * each;
-    for (int half = 0; half < halves; ++half)
-      for (int r = 0; r < kind.k / run; ++r)
-        unpack(mine.a[r * halves + half], kind.bits, kind.a_signed, &a[half * 8 + group][r * run + at]);
-    for (int r = 0; r < kind.k / run; ++r) unpack(mine.b[r], kind.bits, kind.b_signed, &b[group][r * run + at]);
+    for (int r = 0; r < K / run; ++r) {
+      for (int half = 0; half < halves; ++half)
+        unpack<BITS>(mine.a[r * halves + half], mine.a_signed, &a[half * 8 + group][r * run + at]);
+      unpack<BITS>(mine.b[r], mine.b_signed, &b[group][r * run + at]);
+    }
   }
-  for (unsigned lane = 0; lane < WARP; ++lane) {
-    const Mma& mine = *static_cast<Mma*>(s.records[lane]);
-    for (int i = 0; i < 2 * halves; ++i) {
-      const int row = i / 2 * 8 + lane / 4, column = lane % 4 * 2 + i % 2;
-      int32_t sum = 0;  // 64 * 255 * 128 fits
-      for (int k = 0; k < kind.k; ++k) sum += a[row][k] * b[column][k];
+  for (int row = 0; row < M; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      int32_t sum = 0;  // 64 * 255 * 255 fits
+      for (int k = 0; k < K; ++k) sum += a[row][k] * b[column][k];
+      const Mma& mine = *static_cast<Mma*>(s.records[row % 8 * 4 + column / 2]);
+      const int i = row / 8 * 2 + column % 2;
       int64_t total = int64_t(int32_t(mine.c[i])) + sum;
-      if (kind.saturate) total = total > INT32_MAX ? INT32_MAX : total < INT32_MIN ? INT32_MIN : total;
+      if (mine.saturate) total = total > INT32_MAX ? INT32_MAX : total < INT32_MIN ? INT32_MIN : total;
       mine.d[i] = uint32_t(total);
     }
   }
@@ -480,7 +486,7 @@ extern "C" {
 int simt_launch(const Kernel* launched, const TVMFFIAny* values, int count) {
   kernel = launched;
   current = nullptr;
-  if (_setjmp(failure)) {
+  if (__builtin_setjmp(failure)) {
     current = nullptr;
     for (Fiber& f : fibers) f.alive = false, f.copies.clear();
     memset(shadows, 0, sizeof shadows);
@@ -557,8 +563,10 @@ char* simt_dynamic() { return dynamic_shared; }
 
 void simt_mma(const char* name, int m, int k, int bits, bool a_signed, bool b_signed, bool saturate, uint32_t* d,
               const uint32_t* a, const uint32_t* b, const uint32_t* c) {
-  Mma mine = {m, k, bits, a_signed, b_signed, saturate, d, a, b, c};
-  step(name, EVERY_LANE, &mine, multiply);
+  Mma mine = {a_signed, b_signed, saturate, d, a, b, c};
+  auto apply = bits == 8 ? (m == 8 ? multiply<8, 16, 8> : k == 16 ? multiply<16, 16, 8> : multiply<16, 32, 8>)
+                         : (m == 8 ? multiply<8, 32, 4> : k == 32 ? multiply<16, 32, 4> : multiply<16, 64, 4>);
+  step(name, EVERY_LANE, &mine, apply);
 }
 
 void simt_ldmatrix(const char* name, int count, bool transposed, uint32_t* d, uint32_t address) {
