@@ -44,6 +44,7 @@ struct Fiber {
   bool alive;  // has begun, and waits inside of its loop
   State state;
   const char* waits_at;
+  const void* waits_pc;
   uint3 index;
   unsigned number, group;  // group: of cp.async, the one that is being filled
   std::vector<Copy> copies;
@@ -238,6 +239,7 @@ unsigned existing_lanes(unsigned warp) {
 [[noreturn]] void stuck() {
   char text[3000];
   size_t used = 0;
+  const void* pc = nullptr;
   for (unsigned w = 0; w * WARP < threads && used < sizeof text; ++w) {
     unsigned left = existing_lanes(w);
     while (left && used < sizeof text) {
@@ -253,9 +255,10 @@ unsigned existing_lanes(unsigned warp) {
       const char* what = first.state == DONE ? "" : first.state == AT_BARRIER ? "__syncthreads" : first.waits_at;
       used += snprintf(text + used, sizeof text - used, "%swarp %u lanes %s %s%s", used ? "; " : "", w, lanes, verb, what);
       left &= ~alike;
+      if (!pc && first.state != DONE) pc = first.waits_pc;
     }
   }
-  fail(nullptr, "not all threads come: %s", text);
+  fail(pc, "not all threads come: %s", text);
 }
 
 void run_block() {
@@ -349,11 +352,11 @@ void read_launch(const TVMFFIAny* values) {
 
 // ---- what lanes do together ------------------------------------------------------------------------------------------
 
-void step(const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
+void step(const void* pc, const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
   Fiber& f = *current;
   Warp& w = warps[f.number / WARP];
   const unsigned bit = 1u << f.number % WARP;
-  if (!(mask & bit)) fail(nullptr, "comes to %s, whose mask %#x leaves its lane out", name, mask);
+  if (!(mask & bit)) fail(pc, "comes to %s, whose mask %#x leaves its lane out", name, mask);
   unsigned at = 0, unused = w.used;
   for (; at < w.used; ++at) {
     const Step& s = w.steps[at];
@@ -373,6 +376,7 @@ void step(const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
   if (mine->arrived != mask) {
     f.state = AT_STEP;
     f.waits_at = name;
+    f.waits_pc = pc;
     leave();
     return;
   }
@@ -400,6 +404,7 @@ struct Mma {
 };
 
 struct Matrices {
+  const void* pc;
   int count;
   bool transposed;
   uint32_t *d, address;
@@ -448,9 +453,10 @@ void load_matrices(Step& s) {
       const unsigned lane = i * 8 + row;
       const size_t at = of[lane]->address;
       current = &fibers[first + lane];  // whose address, and fault, it is
-      if (!in_window(at, 16)) fail(nullptr, "%s reads 16 bytes at byte %zu, outside of its shared memory", s.name, at);
-      aligned(nullptr, in_memory(at), 16, s.name);
-      access_shared(nullptr, at, 16, false);
+      const void* pc = of[lane]->pc;
+      if (!in_window(at, 16)) fail(pc, "%s reads 16 bytes at byte %zu, outside of its shared memory", s.name, at);
+      aligned(pc, in_memory(at), 16, s.name);
+      access_shared(pc, at, 16, false);
       memcpy(matrix[row], in_memory(at), 16);
     }
     for (unsigned lane = 0; lane < WARP; ++lane) {
@@ -480,6 +486,8 @@ void finish_copies(unsigned before) {
 }
 
 }  // namespace
+
+#define HERE __builtin_return_address(0)  // in the kernel, for a function that it calls
 
 extern "C" {
 
@@ -514,12 +522,13 @@ void simt_settings(int64_t order, unsigned count, const char* const* begins, con
 
 void simt_barrier() {
   current->state = AT_BARRIER;
+  current->waits_pc = HERE;
   leave();
 }
 
 void simt_meet(unsigned mask) {
   const unsigned w = current->number / WARP;
-  step("__syncwarp", mask & existing_lanes(w), nullptr, [](Step&) { warps[current->number / WARP].synced = ++now; });
+  step(HERE, "__syncwarp", mask & existing_lanes(w), nullptr, [](Step&) { warps[current->number / WARP].synced = ++now; });
 }
 
 unsigned simt_active() {
@@ -531,7 +540,7 @@ unsigned simt_active() {
 
 uint64_t simt_exchange(const char* name, unsigned mask, uint64_t value, unsigned source, bool valid) {
   Exchange mine = {value, value, source, valid};
-  step(name, mask & existing_lanes(current->number / WARP), &mine, [](Step& s) {
+  step(HERE, name, mask & existing_lanes(current->number / WARP), &mine, [](Step& s) {
     for (unsigned lane = 0; lane < WARP; ++lane) {
       if (!(s.mask >> lane & 1)) continue;
       Exchange& e = *static_cast<Exchange*>(s.records[lane]);
@@ -545,7 +554,7 @@ uint64_t simt_exchange(const char* name, unsigned mask, uint64_t value, unsigned
 
 void simt_gather(const char* name, unsigned mask, uint64_t value, uint64_t* all) {
   Gather mine = {value, all};
-  step(name, mask & existing_lanes(current->number / WARP), &mine, [](Step& s) {
+  step(HERE, name, mask & existing_lanes(current->number / WARP), &mine, [](Step& s) {
     for (unsigned to = 0; to < WARP; ++to)
       for (unsigned from = 0; s.mask >> to & 1 && from < WARP; ++from)
         static_cast<Gather*>(s.records[to])->all[from] = s.mask >> from & 1 ? static_cast<Gather*>(s.records[from])->value : 0;
@@ -555,8 +564,8 @@ void simt_gather(const char* name, unsigned mask, uint64_t value, uint64_t* all)
 uint32_t simt_window(const void* pointer) {
   const char* p = static_cast<const char*>(pointer);
   if (size_t at = p - dynamic_shared; at < DYNAMIC_LIMIT) return uint32_t(dynamic_begin + at);
-  if (size_t at = p - kernel->shared; at <= static_bytes) return uint32_t(at);
-  fail(__builtin_return_address(0), "takes the shared-memory address of what is not in shared memory");
+  if (size_t at = p - kernel->shared; at < dynamic_begin) return uint32_t(at);
+  return ~0u;  // an error of whoever uses it
 }
 
 char* simt_dynamic() { return dynamic_shared; }
@@ -566,16 +575,16 @@ void simt_mma(const char* name, int m, int k, int bits, bool a_signed, bool b_si
   Mma mine = {a_signed, b_signed, saturate, d, a, b, c};
   auto apply = bits == 8 ? (m == 8 ? multiply<8, 16, 8> : k == 16 ? multiply<16, 16, 8> : multiply<16, 32, 8>)
                          : (m == 8 ? multiply<8, 32, 4> : k == 32 ? multiply<16, 32, 4> : multiply<16, 64, 4>);
-  step(name, EVERY_LANE, &mine, apply);
+  step(HERE, name, EVERY_LANE, &mine, apply);
 }
 
 void simt_ldmatrix(const char* name, int count, bool transposed, uint32_t* d, uint32_t address) {
-  Matrices mine = {count, transposed, d, address};
-  step(name, EVERY_LANE, &mine, load_matrices);
+  Matrices mine = {HERE, count, transposed, d, address};
+  step(HERE, name, EVERY_LANE, &mine, load_matrices);
 }
 
 void simt_copy(uint32_t to, const void* from, unsigned bytes, unsigned kept) {
-  const void* pc = __builtin_return_address(0);
+  const void* pc = HERE;
   if (kept > bytes) fail(pc, "cp.async of %u bytes is told to read %u", bytes, kept);
   if (!in_window(to, bytes)) fail(pc, "cp.async writes %u bytes at byte %u, outside of its shared memory", bytes, to);
   aligned(pc, in_memory(to), bytes, "cp.async writes");
@@ -594,7 +603,7 @@ void simt_wait(unsigned groups) {
 }
 
 void simt_atomic(const void* pointer, size_t bytes) {
-  const void* pc = __builtin_return_address(0);
+  const void* pc = HERE;
   aligned(pc, pointer, bytes, "an atomic operation");
   access(pc, pointer, bytes, true, true);
 }
@@ -602,15 +611,15 @@ void simt_atomic(const void* pointer, size_t bytes) {
 // ---- what the compiler's instrumentation calls -------------------------------------------------------------------
 
 #define SIMT_ACCESS(bytes)                                                                                    \
-  void __tsan_read##bytes(void* p) { access(__builtin_return_address(0), p, bytes, false); }                  \
-  void __tsan_write##bytes(void* p) { access(__builtin_return_address(0), p, bytes, true); }
+  void __tsan_read##bytes(void* p) { access(HERE, p, bytes, false); }                  \
+  void __tsan_write##bytes(void* p) { access(HERE, p, bytes, true); }
 SIMT_ACCESS(1)
 SIMT_ACCESS(2)
 SIMT_ACCESS(4)
 SIMT_ACCESS(8)
 SIMT_ACCESS(16)
-void __tsan_read_range(void* p, size_t bytes) { access(__builtin_return_address(0), p, bytes, false); }
-void __tsan_write_range(void* p, size_t bytes) { access(__builtin_return_address(0), p, bytes, true); }
+void __tsan_read_range(void* p, size_t bytes) { access(HERE, p, bytes, false); }
+void __tsan_write_range(void* p, size_t bytes) { access(HERE, p, bytes, true); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
@@ -627,10 +636,10 @@ struct Misaligned {
 };
 void __ubsan_handle_type_mismatch_v1(Misaligned* what, void* pointer) {
   if (current)
-    fail(__builtin_return_address(0), "takes %p for the address of %s, which must be a multiple of %u", pointer, what->type->name, 1u << what->log_alignment);
+    fail(HERE, "takes %p for the address of %s, which must be a multiple of %u", pointer, what->type->name, 1u << what->log_alignment);
 }
 #define SIMT_UNDEFINED(name, text) \
-  void __ubsan_handle_##name(void*, ...) { if (current) fail(__builtin_return_address(0), text); }
+  void __ubsan_handle_##name(void*, ...) { if (current) fail(HERE, text); }
 SIMT_UNDEFINED(out_of_bounds, "indexes an array of its own beyond its end")
 SIMT_UNDEFINED(shift_out_of_bounds, "shifts by less than 0 or by no less than the width")
 SIMT_UNDEFINED(divrem_overflow, "divides by zero, or the least integer by -1")

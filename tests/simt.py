@@ -5,8 +5,8 @@
 
 The host code that TVM generates runs as it is: it checks the arguments, computes grid, block and shared memory, and
 looks the device function up by name; what it finds is the CUDA source compiled by g++ (simt.h) with a thread block's
-threads as fibers (simt.cpp). A launch that a GPU would not forgive is an error that says where: memory beyond a tensor or
-beyond the shared memory, a misaligned vector access, a race in shared memory, a cp.async that nobody waited for, a
+threads as fibers (simt.cpp). A launch that a GPU would not forgive is an error that says where: memory beyond a tensor
+or beyond the shared memory, a misaligned vector access, a race in shared memory, a cp.async that nobody waited for, a
 barrier or an instruction of a warp to which not all come, undefined behaviour.
 """
 
@@ -31,7 +31,7 @@ from tvm.target import Target
 HERE = Path(__file__).resolve().parent
 DYNAMIC = "tirx.use_dyn_shared_memory"
 MOST_TENSORS = 64
-CHECKS = "thread,alignment,bounds,shift,integer-divide-by-zero,signed-integer-overflow"
+CHECKS = "thread,alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow"
 
 
 @tvm_ffi.register_error("SimtError")  # TVM hands it on
@@ -113,15 +113,17 @@ def tensor(array: np.ndarray) -> tvm.runtime.Tensor:
 def build(source: str, functions: Mapping[str, object]) -> tvm.runtime.Module:
     """CUDA source as a library of functions that TVM's host code can call.
 
-    ``functions``: by the name of each kernel, its ``arg_types`` and ``launch_param_tags`` (TVM's FunctionInfo). A kernel
-    can also be called itself, with its arguments and the numbers that its tags name.
+    ``functions``: by the name of each kernel, its ``arg_types`` and ``launch_param_tags`` (TVM's FunctionInfo).
+    A kernel can also be called itself, with its arguments and the numbers that its tags name.
     """
     folder, runtime = _runtime()
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".cc", delete=False) as file:
         translated = translate(source)
         file.write(translated + "".join(_entry(translated, name, info) for name, info in functions.items()))
         # TVM's host code sets the device first, and finds this before the one that knows no CUDA
-        file.write('extern "C" int __tvm_ffi___tvm_set_device(void*, const TVMFFIAny*, int, TVMFFIAny*) { return 0; }\n')
+        file.write(
+            'extern "C" int __tvm_ffi___tvm_set_device(void*, const TVMFFIAny*, int, TVMFFIAny*) { return 0; }\n'
+        )
     path = Path(file.name)
     options = ["-O1", "-g1", "-w", "-fno-strict-aliasing", f"-fsanitize={CHECKS}"]
     _gpp("-c", path, "-o", path.with_suffix(".o"), "-include", HERE / "simt.h", *options)
@@ -143,7 +145,8 @@ def _entry(translated: str, name: str, info) -> str:
 {declared}extern "C" int __tvm_ffi_{name}(void*, const TVMFFIAny* arguments, int count, TVMFFIAny*) {{
   static const char* const tags[] = {{{", ".join(f'"{tag}"' for tag in tags)}}};
   static const simt::Kernel launched_ = {{
-    "{name}", [](const TVMFFIAny* a) {{ simt::call({name}, a); }}, {len(info.arg_types)}, {len(tags)}, tags, {", ".join(section)}}};
+    "{name}", [](const TVMFFIAny* a) {{ simt::call({name}, a); }},
+    {len(info.arg_types)}, {len(tags)}, tags, {", ".join(section)}}};
   return simt::simt_launch(&launched_, arguments, count);
 }}
 """
@@ -226,7 +229,9 @@ def _statements(text: str, operands: list[str]) -> Iterator[str]:
         arguments = [a.strip() for a in _split(rest, ",") if a.strip()]
         code = next((write(match, *arguments) for match, write in _known(name)), None)
         if code is None:
-            raise SimtError(f"the kernel has the instruction {name!r}, which this harness does not know (tests/simt.py)")
+            raise SimtError(
+                f"the kernel has the instruction {name!r}, which this harness does not know (tests/simt.py)"
+            )
         yield f"if ({guard}) {{ {code} }}" if guard else code
 
 
@@ -255,7 +260,14 @@ def _results(group: str) -> str:
     return " ".join(f"{word} = d_[{i}];" for i, word in enumerate(_words(group)))
 
 
-SHAPES = {("8", "16", "8"), ("16", "16", "8"), ("16", "32", "8"), ("8", "32", "4"), ("16", "32", "4"), ("16", "64", "4")}
+SHAPES = {
+    ("8", "16", "8"),
+    ("16", "16", "8"),
+    ("16", "32", "8"),
+    ("8", "32", "4"),
+    ("16", "32", "4"),
+    ("16", "64", "4"),
+}
 
 
 def _mma(match: re.Match, d: str, a: str, b: str, c: str) -> str:
@@ -344,7 +356,7 @@ def _gpp(*arguments: object) -> None:
 
 
 def _settings(order: int, arrays: list[np.ndarray]) -> None:
-    """Tells the machinery the order of the lanes and all the memory that is no shared memory; none: any address goes."""
+    """Tells the machinery the order of the lanes and where its tensors lie; none: any address goes."""
     if len(arrays) > MOST_TENSORS:
         raise ValueError(f"{len(arrays)} tensors are more than the {MOST_TENSORS} that simt.cpp keeps the bounds of")
     begins = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))

@@ -1,4 +1,4 @@
-"""The harness that runs generated CUDA on the CPU, against NumPy: fragments, shuffles, barriers, and what it refuses."""
+"""The harness that runs generated CUDA on the CPU, against NumPy: fragments, shuffles, barriers, what it refuses."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -150,7 +150,8 @@ def test_ldmatrix(count, transposed):
         int lane = threadIdx.x;
         s[lane] = x[lane]; s[lane + 32] = x[lane + 32];
         __syncwarp();
-        asm volatile("{name} {{{outs}}}, [%{count}];" : {bound} : "r"((unsigned)__cvta_generic_to_shared(&s[rows[lane]])));""",
+        unsigned address = __cvta_generic_to_shared(&s[rows[lane]]);
+        asm volatile("{name} {{{outs}}}, [%{count}];" : {bound} : "r"(address));""",
     )
     rng = np.random.default_rng(count)
     x, rows = rng.integers(0, 2**16, (64, 8)).astype(np.uint16), rng.permutation(64)[:32].astype(np.uint32)
@@ -293,7 +294,9 @@ def staged_gemm(columns: int, depth: int, kind: str, copies: bool) -> tirx.PrimF
                 for half in range(2):
                     if wide:
                         sums = [c[r] for r in range(4)]
-                        T.evaluate(mma(*sums, *(a[half * 4 + r] for r in range(4)), b[half * 2], b[half * 2 + 1], *sums))
+                        T.evaluate(
+                            mma(*sums, *(a[half * 4 + r] for r in range(4)), b[half * 2], b[half * 2 + 1], *sums)
+                        )
                         continue
                     sums = [c[half * 2], c[half * 2 + 1]]
                     for r in range(4):
@@ -335,6 +338,20 @@ def nibbles(x: np.ndarray) -> np.ndarray:
     return np.stack([x & 15, x >> 4], -1).reshape(len(x), -1).astype(np.int32)
 
 
+def test_indices_in_three_dimensions():
+    tags = [f"{kind}Idx.{axis}" for axis in "zyx" for kind in ("block", "thread")]
+    source = """extern "C" __global__ void kernel(int* out) {
+      int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+      int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+      int last = __shfl_sync(0xffffffff, thread, 31);
+      out[block * blockDim.x * blockDim.y * blockDim.z + thread] = block * 1000 + last; }"""
+    kernels = simt.Kernels(simt.build(source, {"kernel": Function(("int*",), tuple(tags))}))
+    for order in ORDERS:
+        out = np.zeros((3 * 2 * 5, 4 * 2 * 8), np.int32)
+        kernels["kernel"](out, 3, 4, 2, 2, 5, 8, order=order)
+        assert np.array_equal(out, np.arange(30)[:, None] * 1000 + np.repeat([31, 63], 32))
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 ARRAYS = "int* x, int* out"
@@ -346,10 +363,13 @@ ASYNC = (
 WRONG = {
     "a race": (STAGE + "s[t] = x[t]; out[t] = s[t ^ 32];", "which thread .* with no barrier in between"),
     "a race within a warp": (STAGE + "s[t] = x[t]; out[t] = s[t ^ 1];", "which thread .* with no barrier"),
-    "a barrier that some miss": (STAGE + "if (t < 32) __syncthreads();", "warp 0 lanes 0-31 wait at __syncthreads; warp 1 lanes 0-31 have ended"),
+    "a barrier that some miss": (
+        STAGE + "if (t < 32) __syncthreads();",
+        "warp 0 lanes 0-31 wait at __syncthreads; warp 1 lanes 0-31 have ended",
+    ),
     "lanes that do not come": (
-        STAGE + 'if (t != 5) asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};"'
-        ' : "=r"(out[0]), "=r"(out[1]) : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]));',
+        STAGE + 'if (t != 5) asm volatile('
+        '"mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};" : "=r"(out[0]), "=r"(out[1]) : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]));',
         r"warp 0 lanes 0-4,6-31 wait at mma\.sync\S*; warp 0 lanes 5 have ended",
     ),
     "lanes at different instructions": (
@@ -357,11 +377,23 @@ WRONG = {
         "warp 0 lanes 0-15 wait at __shfl_xor_sync; warp 0 lanes 16-31 wait at __ballot_sync",
     ),
     "a source outside of the mask": (STAGE + "if (t < 16) __shfl_xor_sync(0xffff, t, 16);", "not in the mask 0xffff"),
-    "a copy not waited for": (STAGE + "if (t < 16) {" + ASYNC + "} __syncthreads(); out[t] = s[t];", "a cp.async is still to write"),
+    "a copy not waited for": (
+        STAGE + "if (t < 16) {" + ASYNC + "} __syncthreads(); out[t] = s[t];",
+        "reads byte .* which a cp.async is still to write",
+    ),
     "a tensor's end": (STAGE + "out[t + 1] = x[t];", "writes 4 bytes at byte 256 of a tensor of 256 bytes"),
     "before a tensor": (STAGE + "out[t] = x[t - 1];", "reads 4 bytes at byte -4 of a tensor of 256 bytes"),
     "the end of shared memory": (STAGE + "int* p = s + t; p[x[0] + 64] = 1;", "shared memory"),
-    "the end of dynamic shared memory": ("extern __shared__ int d[]; d[threadIdx.x] = 1;", "of the 128 bytes of its dynamic"),
+    "the end of dynamic shared memory": (
+        "extern __shared__ int d[]; d[threadIdx.x] = 1;",
+        "writes byte .* of the 128 bytes of its dynamic shared memory",
+    ),
+    "a copy to nowhere": (STAGE + ASYNC, "cp.async writes 16 bytes at byte .*, outside of its shared"),
+    "a misaligned row": (
+        STAGE + 'int r; asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r) : '
+        '"r"((unsigned)__cvta_generic_to_shared(s) + 4 * (t & 31))); out[t] = r;',
+        "ldmatrix.* at an address that is not a multiple of 16",
+    ),
     "a misaligned vector": (STAGE + "uint4 v = *(uint4*)(x + t); out[t] = v.x;", "must be a multiple of 16"),
     "an array's end": (STAGE + "int a[4]; a[t & 7] = t; out[t] = a[x[t] & 3];", "indexes an array of its own beyond"),
     "an overflow": (STAGE + "out[t] = 2147483647 - x[0] + t + 1;", "overflows a signed integer"),
@@ -386,7 +418,9 @@ def refused(body):
 def test_an_error_shows_the_line_and_leaves_the_harness_sound():
     right = cuda(ARRAYS, STAGE + "s[t] = x[t]; __syncthreads(); out[t] = s[63 - t];")
     x, out = np.arange(64, dtype=np.int32), np.zeros(64, np.int32)
-    with pytest.raises(RuntimeError, match=r"kernel, block \(0, 0, 0\), thread \(0, 0, 0\): .*\n    out\[t\] = x\[t \+ 64\];"):
+    with pytest.raises(
+        RuntimeError, match=r"kernel, block \(0, 0, 0\), thread \(0, 0, 0\): .*\n    out\[t\] = x\[t \+ 64\];"
+    ):
         cuda(ARRAYS, STAGE + "\nout[t] = x[t + 64];")(x, out, 1, 64)
     right(x, out, 1, 64)
     assert np.array_equal(out, x[::-1])
@@ -396,7 +430,10 @@ def test_an_unknown_instruction_is_named():
     with pytest.raises(simt.SimtError, match=r"'wgmma\.fence\.sync\.aligned'"):
         cuda(ARRAYS, 'asm volatile("wgmma.fence.sync.aligned;");')
     with pytest.raises(simt.SimtError, match="no such shape"):
-        simt.translate('asm("mma.sync.aligned.m8n8k64.row.col.s32.s8.s8.s32 {%0}, {%1}, {%2}, {%3};" : "=r"(d) : "r"(a), "r"(b), "r"(c));')
+        simt.translate(
+            'asm("mma.sync.aligned.m8n8k64.row.col.s32.s8.s8.s32 {%0}, {%1}, {%2}, {%3};"'
+            ' : "=r"(d) : "r"(a), "r"(b), "r"(c));'
+        )
     with pytest.raises(simt.SimtError, match=r"does not take the kernels:\n(.|\n)*nothing_of_cuda"):
         cuda(ARRAYS, "nothing_of_cuda(x);")
 
