@@ -73,10 +73,21 @@ def description(graph: Graph, isa: str, kernels: dict[str, str]) -> str:
     return json.dumps({"instruction_set": isa, "structure": structure(graph), "kernels": kernels})
 
 
-def place(folder: str | Path, structure: str) -> Path:
-    """Where an artifact keeps its library. Another structure has another name, because a process that loads a name
-    twice gets what it got the first time, whatever the file holds by then."""
-    return Path(folder) / f"cpu-{structure[:16]}.so"
+def place(folder: str | Path, structure: str, instruction_set: str = "cpu") -> Path:
+    """Where an artifact keeps its library for CPUs, or for one architecture of GPUs ("sm_75").
+
+    Another structure has another name, because a process that loads a name twice gets what it got the first time,
+    whatever the file holds by then."""
+    return Path(folder) / f"{_room(instruction_set)}-{structure[:16]}.so"
+
+
+def _room(instruction_set: str) -> str:
+    return instruction_set if is_gpu(instruction_set) else "cpu"
+
+
+def is_gpu(instruction_set: str) -> bool:
+    """Whether a library's instruction set is a GPU's, such as "sm_75"."""
+    return instruction_set.startswith("sm_")
 
 
 @dataclass(frozen=True)
@@ -100,9 +111,9 @@ class Library:
 
     def keep(self, folder: str | Path) -> Path:
         """Write the library into an artifact, instead of any that is there; its path."""
-        path = place(folder, self.structure)
+        path = place(folder, self.structure, self.instruction_set)
         self.save(path)
-        for other in set(path.parent.glob("cpu-*.so")) - {path}:
+        for other in set(path.parent.glob(f"{_room(self.instruction_set)}-*.so")) - {path}:
             other.unlink()
         return path
 

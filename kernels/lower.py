@@ -12,8 +12,9 @@ from intq import dims
 from intq.graph import Graph, Node
 from intq.kernels import pack
 from intq.kernels.cpu import writers as cpu
+from intq.kernels.cuda import binary, pipeline
 from intq.kernels.cuda import writers as cuda
-from intq.kernels.library import Library, description, kernel_key, structure
+from intq.kernels.library import Library, description, is_gpu, kernel_key, structure
 from intq.kernels.targets import choose
 from intq.value import Value
 
@@ -22,7 +23,7 @@ BATCH, TOKENS = "n", "s"  # sizes that keep their names in kernels
 
 
 def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> Library:
-    """Compile a graph for a target: "cpu" (this machine) or a TVM target, as a string or a dict.
+    """Compile a graph for a target: "cpu" (this machine) or a TVM target, as a string or a dict. No GPU need be here.
 
     ``isa`` forces one of :data:`intq.kernels.cpu.isa.ISAS` that the target has.
     Raises IntqError when TVM does not know the target or the target lacks the instruction set.
@@ -31,8 +32,12 @@ def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> L
     kernels: dict[str, tirx.PrimFunc] = {}
     names = {node.name: _kernel(node, graph.values, chosen.isa.name, kernels) for node in graph.nodes}
     module = _relax(graph, names, kernels, description(graph, chosen.isa.name, names))
-    executable = tvm.compile(module, target=chosen.target, relax_pipeline=_PIPELINE)
-    return Library(executable, chosen, structure(graph), names)
+    if not chosen.gpu:
+        executable = tvm.compile(module, target=chosen.target, relax_pipeline=_PIPELINE)
+        return Library(executable, chosen, structure(graph), names)
+    options = {"relax_pipeline": _PIPELINE, "tir_pipeline": pipeline.NAME}
+    executable, cubin = binary.build(module, chosen.target, chosen.isa.name, **options)
+    return Library(executable, chosen, structure(graph), names, cubin)
 
 
 _PIPELINE = tvm.transform.Sequential(  # TVM's own for relax, without the passes that look for operators or blocks
@@ -61,7 +66,7 @@ def _kernel(node: Node, values: dict[str, Value], isa: str, kernels: dict[str, t
     node, inputs = _localized(node, tuple(values[name] for name in node.inputs))
     name = f"{node.op}_{hashlib.sha256(kernel_key(node, inputs).encode()).hexdigest()[:12]}"
     if name not in kernels:
-        room = cuda if pack.is_gpu(isa) else cpu
+        room = cuda if is_gpu(isa) else cpu
         kernels[name] = room.write(node, inputs, pack.arrays(node, inputs, isa), isa).with_attr("global_symbol", name)
     return name
 

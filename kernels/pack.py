@@ -7,6 +7,7 @@ import numpy as np
 from intq.graph import Node
 from intq.kernels.cpu import pack as cpu
 from intq.kernels.cuda import pack as cuda
+from intq.kernels.library import is_gpu
 from intq.value import Value
 
 
@@ -14,8 +15,3 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     """What a node's kernel takes after its inputs, in order. ``isa``: what the library's description says."""
     room = cuda if is_gpu(isa) else cpu
     return room.arrays(node, inputs, isa)
-
-
-def is_gpu(isa: str) -> bool:
-    """Whether a library's instruction set is a GPU's, such as "sm_75"."""
-    return isa.startswith("sm_")

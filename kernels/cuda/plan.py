@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from intq.graph import Node
-from intq.kernels.cuda.arch import ARCHITECTURES, Arch
+from intq.kernels.cuda.arch import Arch, arch_of
 from intq.ops.contract import weight_bits
 from intq.ops.op import window_shape
 from intq.value import Value
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def arch(self) -> Arch:
-        return ARCHITECTURES[self.arch_name]
+        return arch_of(self.arch_name)
 
     @property
     def ci(self) -> int:
@@ -117,7 +117,7 @@ def tile_for(arch: Arch, rows: int, columns: int) -> Tile:
 
 def of_node(arch_name: str, node: Node, x: Value) -> Plan:
     """The plan of a conv1d, conv2d or linear node whose first input is ``x``."""
-    a, weight, arch = node.attrs, node.constants["weight"], ARCHITECTURES[arch_name]
+    a, weight, arch = node.attrs, node.constants["weight"], arch_of(arch_name)
     kernel, stride, padding, dilation, groups = (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), a.get("groups", 1)
     source = (1, 1, x.channels)
     if node.op == "conv2d":
