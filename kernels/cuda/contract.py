@@ -167,10 +167,10 @@ class _Contraction:
             warp_barrier()
             with unrolled(SLICE * lanes // WARP) as turn:
                 in_slice = turn * (WARP // lanes) + quotient(lane, lanes)
-                at = base + in_slice * pitch + remainder(lane, lanes) * FINISHED
+                four = (warp * SLICE + in_slice) * (pitch // FINISHED) + remainder(lane, lanes)
                 row = T.Bind(first + down * rows + number * SLICE + in_slice)
                 with T.If(row < self.rows), T.Then():
-                    sums = T.Bind(signed[ramp(at, FINISHED)])
+                    sums = T.Bind(signed[ramp(four * FINISHED, FINISHED)])
                     sums = [T.Bind(tirx.Shuffle([sums], [i32(i)])) for i in range(FINISHED)]
                     place = T.Bind((start + row) * plan.co + channel)
                     for i in range(0, FINISHED, width):
@@ -277,7 +277,7 @@ class _Operands:
         plan, buffers = self.plan, self.of.buffers
         dtype, count = {1: ("uint8", 1), 2: ("uint16", 1)}.get(piece, ("uint32", piece // 4))
         zero = tirx.const(0, dtype) if count == 1 else tirx.Broadcast(tirx.const(0, dtype), count)
-        load = lambda name, at: view(buffers[name], dtype, 1)[ramp(quotient(at, min(piece, 4)), count)]  # noqa: E731
+        load = lambda name, at: view(buffers[name], dtype, 1)[ramp(quotient(at, piece) * count, count)]  # noqa: E731
         if plan.in_place:
             whole = load("x", origin[0] + k)
         else:

@@ -34,7 +34,7 @@ class Elements:
         if self.width == 1:
             return Vector((T.Bind(self.buffer[at]).astype("int32"),), "int32")
         whole = view(self.buffer, "uint32", self._words(self.count))
-        words = T.Bind(whole[ramp(self._words(at), self._words(self.width))])
+        words = T.Bind(whole[self._place(at)])
         return Vector(tuple(self._element(words, i) for i in range(self.width)), "int32")
 
     def store(self, at, value: Vector) -> None:
@@ -48,7 +48,12 @@ class Elements:
         words = [self._word(value.parts[i : i + each]) for i in range(0, self.width, each)]
         target = view(self.buffer, "uint32", self._words(self.count))
         whole = words[0] if len(words) == 1 else _vector(words)
-        store(target, whole, ramp(self._words(at), len(words)))
+        store(target, whole, self._place(at))
+
+    def _place(self, at):
+        """Of the words from element ``at`` on, a multiple of the width: TVM must see that to load them whole."""
+        count = self._words(self.width)
+        return ramp(quotient(at, self.width) * count, count)
 
     def _words(self, elements):
         each = 32 // self.bits

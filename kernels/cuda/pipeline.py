@@ -18,7 +18,6 @@ def _pipeline():
         [
             s_tir.transform.UnifyThreadBinding(),
             s_tir.transform.LowerOpaqueBlock(),
-            tirx.transform.FlattenBuffer(),
             tirx.transform.VerifyMemory(),
             tirx.transform.AnnotateEntryFunc(),
             tirx.transform.SplitHostDevice(),
