@@ -1,9 +1,10 @@
 // A CUDA device for one thread of the CPU: thread blocks run one after another, the threads of a block as fibers.
 //
 // A fiber runs until it needs others: at a barrier, or at an instruction of its whole warp, whose last lane to come
-// computes it for all. In between no other fiber runs, so the order of the lanes is ours to choose, and a kernel without
-// races gives the same result in any. Kernels are compiled with GCC's instrumentation of memory accesses (that of its
-// thread sanitizer) and of undefined behaviour; what it calls is here: bounds, alignment, races in shared memory.
+// computes it for all. In between no other fiber runs, so the order of the lanes is ours to choose, and a kernel
+// without races gives the same result in any. Kernels are compiled with GCC's instrumentation of memory accesses (that
+// of its thread sanitizer) and of undefined behaviour; what it calls is here: bounds, alignment, races in shared
+// memory.
 #define SIMT_CONSTANT
 #include "simt.h"
 
@@ -94,9 +95,11 @@ char message[4096];
 
 // Gives the launch up. `where`: a place in the kernel's machine code, or null.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(const void* where, const char* format, ...) {
-  size_t used = snprintf(message, sizeof message, "%s, block (%u, %u, %u)", kernel->name, blockIdx.x, blockIdx.y, blockIdx.z);
+  size_t used =
+      snprintf(message, sizeof message, "%s, block (%u, %u, %u)", kernel->name, blockIdx.x, blockIdx.y, blockIdx.z);
   if (current)
-    used += snprintf(message + used, sizeof message - used, ", thread (%u, %u, %u)", current->index.x, current->index.y, current->index.z);
+    used += snprintf(message + used, sizeof message - used, ", thread (%u, %u, %u)", current->index.x, current->index.y,
+                     current->index.z);
   used += snprintf(message + used, sizeof message - used, ": ");
   va_list rest;
   va_start(rest, format);
@@ -104,7 +107,8 @@ char message[4096];
   va_end(rest);
   Dl_info found;
   if (where && used < sizeof message && dladdr(where, &found))
-    snprintf(message + used, sizeof message - used, "\n@%s+%#zx", found.dli_fname, (const char*)where - (const char*)found.dli_fbase - 1);
+    snprintf(message + used, sizeof message - used, "\n@%s+%#zx", found.dli_fname,
+             (const char*)where - (const char*)found.dli_fbase - 1);
   jump(failure);
 }
 
@@ -128,10 +132,11 @@ bool ordered(uint64_t tag, const Fiber& f) {  // before everything that f does f
 
 [[noreturn]] void race(const void* pc, size_t at, bool write, uint64_t tag, const char* before) {
   if (tag >= IN_FLIGHT)
-    fail(pc, "%s byte %zu of shared memory, which a cp.async is still to write: wait for it first", write ? "writes" : "reads", at);
+    fail(pc, "%s byte %zu of shared memory, which a cp.async is still to write: wait for it first",
+         write ? "writes" : "reads", at);
   const char* others = tag & (LANES | WARPS) ? " and others" : "";
-  fail(pc, "%s byte %zu of shared memory, which thread %u%s %s with no barrier in between", write ? "writes" : "reads", at,
-       unsigned(tag & THREAD), others, before);
+  fail(pc, "%s byte %zu of shared memory, which thread %u%s %s with no barrier in between", write ? "writes" : "reads",
+       at, unsigned(tag & THREAD), others, before);
 }
 
 void access_shared(const void* pc, size_t at, size_t bytes, bool write) {
@@ -165,11 +170,13 @@ char* in_memory(size_t at) { return at < static_bytes ? kernel->shared + at : dy
   size_t best = 1 << 20;
   const Buffer* nearest = nullptr;
   for (const Buffer* b = buffers; b < buffers + buffer_count; ++b) {
-    const size_t distance = pointer < b->begin ? b->begin - pointer : pointer - b->begin - (b->bytes < size_t(pointer - b->begin) ? b->bytes : pointer - b->begin);
+    const char* end = b->begin + b->bytes;
+    const size_t distance = pointer < b->begin ? b->begin - pointer : pointer < end ? 0 : pointer - end;
     if (distance < best) best = distance, nearest = b;
   }
   if (nearest)
-    fail(pc, "%s %zu bytes at byte %td of a tensor of %zu bytes", does, bytes, pointer - nearest->begin, nearest->bytes);
+    fail(pc, "%s %zu bytes at byte %td of a tensor of %zu bytes", does, bytes, pointer - nearest->begin,
+         nearest->bytes);
   fail(pc, "%s %zu bytes outside of its tensors and of its shared memory", does, bytes);
 }
 
@@ -179,13 +186,15 @@ void access(const void* pc, const void* pointer, size_t bytes, bool write, bool 
   const char* p = static_cast<const char*>(pointer);
   if (size_t(p - current->stack) < STACK) return;
   if (size_t at = p - kernel->shared; at < static_bytes) {
-    if (at + bytes > static_bytes) fail(pc, "%s beyond the %zu bytes of its static shared memory", write ? "writes" : "reads", static_bytes);
+    if (at + bytes > static_bytes)
+      fail(pc, "%s beyond the %zu bytes of its static shared memory", write ? "writes" : "reads", static_bytes);
     if (!atomic) access_shared(pc, at, bytes, write);
     return;
   }
   if (size_t at = p - dynamic_shared; at < DYNAMIC_LIMIT) {
     if (at + bytes > dynamic_bytes)
-      fail(pc, "%s byte %zu of the %zu bytes of its dynamic shared memory", write ? "writes" : "reads", at + bytes - 1, dynamic_bytes);
+      fail(pc, "%s byte %zu of the %zu bytes of its dynamic shared memory", write ? "writes" : "reads", at + bytes - 1,
+           dynamic_bytes);
     if (!atomic) access_shared(pc, dynamic_begin + at, bytes, write);
     return;
   }
@@ -247,13 +256,15 @@ unsigned existing_lanes(unsigned warp) {
       unsigned alike = 0;
       for (unsigned i = 0; i < WARP; ++i) {
         const Fiber& f = fibers[w * WARP + i];
-        if (left >> i & 1 && f.state == first.state && (f.state != AT_STEP || !strcmp(f.waits_at, first.waits_at))) alike |= 1u << i;
+        if (left >> i & 1 && f.state == first.state && (f.state != AT_STEP || !strcmp(f.waits_at, first.waits_at)))
+          alike |= 1u << i;
       }
       char lanes[128];
       say_lanes(lanes, sizeof lanes, alike);
       const char* verb = first.state == DONE ? "have ended" : "wait at ";
       const char* what = first.state == DONE ? "" : first.state == AT_BARRIER ? "__syncthreads" : first.waits_at;
-      used += snprintf(text + used, sizeof text - used, "%swarp %u lanes %s %s%s", used ? "; " : "", w, lanes, verb, what);
+      used +=
+          snprintf(text + used, sizeof text - used, "%swarp %u lanes %s %s%s", used ? "; " : "", w, lanes, verb, what);
       left &= ~alike;
       if (!pc && first.state != DONE) pc = first.waits_pc;
     }
@@ -339,18 +350,22 @@ void read_launch(const TVMFFIAny* values) {
     }
     uint3& dims = grid ? gridDim : blockDim;
     const char axis = tag[grid ? 9 : 10];
-    if (value < 1 || value > (grid ? axis == 'x' ? 2147483647 : 65535 : 1024)) fail(nullptr, "is launched with %s = %lld", tag, (long long)value);
+    if (value < 1 || value > (grid ? axis == 'x' ? 2147483647 : 65535 : 1024))
+      fail(nullptr, "is launched with %s = %lld", tag, (long long)value);
     (axis == 'x' ? dims.x : axis == 'y' ? dims.y : dims.z) = unsigned(value);
   }
   static_bytes = kernel->shared_end - kernel->shared;
   dynamic_begin = (static_bytes + 1023) / 1024 * 1024;
-  if (size_t(blockDim.x) * blockDim.y * blockDim.z > MOST_THREADS) fail(nullptr, "is launched with more than %u threads", MOST_THREADS);
+  if (size_t(blockDim.x) * blockDim.y * blockDim.z > MOST_THREADS)
+    fail(nullptr, "is launched with more than %u threads", MOST_THREADS);
   threads = blockDim.x * blockDim.y * blockDim.z;
-  if (static_bytes > STATIC_LIMIT) fail(nullptr, "has %zu bytes of static shared memory; %zu is the most", static_bytes, STATIC_LIMIT);
-  if (static_bytes + dynamic_bytes > DYNAMIC_LIMIT) fail(nullptr, "has %zu bytes of shared memory; %zu is the most", static_bytes + dynamic_bytes, DYNAMIC_LIMIT);
+  if (static_bytes > STATIC_LIMIT)
+    fail(nullptr, "has %zu bytes of static shared memory; %zu is the most", static_bytes, STATIC_LIMIT);
+  if (static_bytes + dynamic_bytes > DYNAMIC_LIMIT)
+    fail(nullptr, "has %zu bytes of shared memory; %zu is the most", static_bytes + dynamic_bytes, DYNAMIC_LIMIT);
 }
 
-// ---- what lanes do together ------------------------------------------------------------------------------------------
+// ---- what lanes do together ----------------------------------------------------------------------------------------
 
 void step(const void* pc, const char* name, unsigned mask, void* record, void (*apply)(Step&)) {
   Fiber& f = *current;
@@ -360,10 +375,8 @@ void step(const void* pc, const char* name, unsigned mask, void* record, void (*
   unsigned at = 0, unused = w.used;
   for (; at < w.used; ++at) {
     const Step& s = w.steps[at];
-    if (!s.arrived)
-      unused = at;
-    else if (s.mask == mask && (s.name == name || !strcmp(s.name, name)))
-      break;
+    if (!s.arrived) unused = at;
+    else if (s.mask == mask && (s.name == name || !strcmp(s.name, name))) break;
   }
   if (at == w.used) {  // the first lane to come
     at = unused;
@@ -503,7 +516,8 @@ int simt_launch(const Kernel* launched, const TVMFFIAny* values, int count) {
   }
   if (count != kernel->arguments + kernel->tags)
     fail(nullptr, "takes %d arguments, was given %d", kernel->arguments + kernel->tags, count);
-  if (kernel->arguments > int(sizeof arguments / sizeof *arguments)) fail(nullptr, "has %d arguments", kernel->arguments);
+  if (kernel->arguments > int(sizeof arguments / sizeof *arguments))
+    fail(nullptr, "has %d arguments", kernel->arguments);
   for (int i = 0; i < kernel->arguments; ++i) {
     arguments[i] = values[i];
     if (values[i].type_index == kTVMFFITensor) arguments[i].v_ptr = TVMFFITensorGetDLTensorPtr(values[i].v_obj)->data;
@@ -528,13 +542,15 @@ void simt_barrier() {
 
 void simt_meet(unsigned mask) {
   const unsigned w = current->number / WARP;
-  step(HERE, "__syncwarp", mask & existing_lanes(w), nullptr, [](Step&) { warps[current->number / WARP].synced = ++now; });
+  step(HERE, "__syncwarp", mask & existing_lanes(w), nullptr,
+       [](Step&) { warps[current->number / WARP].synced = ++now; });
 }
 
 unsigned simt_active() {
   const unsigned w = current->number / WARP;
   unsigned active = 0;
-  for (unsigned i = 0; i < WARP && w * WARP + i < threads; ++i) active |= unsigned(fibers[w * WARP + i].state != DONE) << i;
+  for (unsigned i = 0; i < WARP && w * WARP + i < threads; ++i)
+    active |= unsigned(fibers[w * WARP + i].state != DONE) << i;
   return active;
 }
 
@@ -545,7 +561,8 @@ uint64_t simt_exchange(const char* name, unsigned mask, uint64_t value, unsigned
       if (!(s.mask >> lane & 1)) continue;
       Exchange& e = *static_cast<Exchange*>(s.records[lane]);
       if (!e.valid) continue;
-      if (e.source >= WARP || !(s.mask >> e.source & 1)) fail(nullptr, "lane %u takes by %s from lane %u, which is not in the mask %#x", lane, s.name, e.source, s.mask);
+      if (e.source >= WARP || !(s.mask >> e.source & 1))
+        fail(nullptr, "lane %u takes by %s from lane %u, which is not in the mask %#x", lane, s.name, e.source, s.mask);
       e.result = static_cast<Exchange*>(s.records[e.source])->value;
     }
   });
@@ -557,7 +574,8 @@ void simt_gather(const char* name, unsigned mask, uint64_t value, uint64_t* all)
   step(HERE, name, mask & existing_lanes(current->number / WARP), &mine, [](Step& s) {
     for (unsigned to = 0; to < WARP; ++to)
       for (unsigned from = 0; s.mask >> to & 1 && from < WARP; ++from)
-        static_cast<Gather*>(s.records[to])->all[from] = s.mask >> from & 1 ? static_cast<Gather*>(s.records[from])->value : 0;
+        static_cast<Gather*>(s.records[to])->all[from] =
+            s.mask >> from & 1 ? static_cast<Gather*>(s.records[from])->value : 0;
   });
 }
 
@@ -573,8 +591,9 @@ char* simt_dynamic() { return dynamic_shared; }
 void simt_mma(const char* name, int m, int k, int bits, bool a_signed, bool b_signed, bool saturate, uint32_t* d,
               const uint32_t* a, const uint32_t* b, const uint32_t* c) {
   Mma mine = {a_signed, b_signed, saturate, d, a, b, c};
-  auto apply = bits == 8 ? (m == 8 ? multiply<8, 16, 8> : k == 16 ? multiply<16, 16, 8> : multiply<16, 32, 8>)
-                         : (m == 8 ? multiply<8, 32, 4> : k == 32 ? multiply<16, 32, 4> : multiply<16, 64, 4>);
+  auto apply = multiply<8, 16, 8>;
+  if (bits == 8 && m == 16) apply = k == 16 ? multiply<16, 16, 8> : multiply<16, 32, 8>;
+  if (bits == 4) apply = m == 8 ? multiply<8, 32, 4> : k == 32 ? multiply<16, 32, 4> : multiply<16, 64, 4>;
   step(HERE, name, EVERY_LANE, &mine, apply);
 }
 
@@ -610,8 +629,8 @@ void simt_atomic(const void* pointer, size_t bytes) {
 
 // ---- what the compiler's instrumentation calls -------------------------------------------------------------------
 
-#define SIMT_ACCESS(bytes)                                                                                    \
-  void __tsan_read##bytes(void* p) { access(HERE, p, bytes, false); }                  \
+#define SIMT_ACCESS(bytes)                                            \
+  void __tsan_read##bytes(void* p) { access(HERE, p, bytes, false); } \
   void __tsan_write##bytes(void* p) { access(HERE, p, bytes, true); }
 SIMT_ACCESS(1)
 SIMT_ACCESS(2)
@@ -636,10 +655,13 @@ struct Misaligned {
 };
 void __ubsan_handle_type_mismatch_v1(Misaligned* what, void* pointer) {
   if (current)
-    fail(HERE, "takes %p for the address of %s, which must be a multiple of %u", pointer, what->type->name, 1u << what->log_alignment);
+    fail(HERE, "takes %p for the address of %s, which must be a multiple of %u", pointer, what->type->name,
+         1u << what->log_alignment);
 }
-#define SIMT_UNDEFINED(name, text) \
-  void __ubsan_handle_##name(void*, ...) { if (current) fail(HERE, text); }
+#define SIMT_UNDEFINED(name, text)         \
+  void __ubsan_handle_##name(void*, ...) { \
+    if (current) fail(HERE, text);         \
+  }
 SIMT_UNDEFINED(out_of_bounds, "indexes an array of its own beyond its end")
 SIMT_UNDEFINED(shift_out_of_bounds, "shifts by less than 0 or by no less than the width")
 SIMT_UNDEFINED(divrem_overflow, "divides by zero, or the least integer by -1")

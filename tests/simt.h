@@ -6,25 +6,25 @@
 #include <cstdint>
 #include <tvm/ffi/c_api.h>
 
-#define SIMT_VECTOR(scalar, name, align1, align2, align4)                                                      \
-  struct name##1 { scalar x; };                                                                                \
-  struct alignas(align2) name##2 { scalar x, y; };                                                             \
-  struct name##3 { scalar x, y, z; };                                                                          \
-  struct alignas(align4) name##4 { scalar x, y, z, w; };                                                       \
-  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }                                         \
-  inline name##3 make_##name##3(scalar x, scalar y, scalar z) { return {x, y, z}; }                            \
+#define SIMT_VECTOR(scalar, name, align2, align4)                                   \
+  struct name##1 { scalar x; };                                                     \
+  struct alignas(align2) name##2 { scalar x, y; };                                  \
+  struct name##3 { scalar x, y, z; };                                               \
+  struct alignas(align4) name##4 { scalar x, y, z, w; };                            \
+  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }              \
+  inline name##3 make_##name##3(scalar x, scalar y, scalar z) { return {x, y, z}; } \
   inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
-SIMT_VECTOR(signed char, char, 1, 2, 4)
-SIMT_VECTOR(unsigned char, uchar, 1, 2, 4)
-SIMT_VECTOR(short, short, 2, 4, 8)
-SIMT_VECTOR(unsigned short, ushort, 2, 4, 8)
-SIMT_VECTOR(int, int, 4, 8, 16)
-SIMT_VECTOR(unsigned, uint, 4, 8, 16)
-SIMT_VECTOR(long, long, 8, 16, 16)
-SIMT_VECTOR(unsigned long, ulong, 8, 16, 16)
-SIMT_VECTOR(long long, longlong, 8, 16, 16)
-SIMT_VECTOR(unsigned long long, ulonglong, 8, 16, 16)
-SIMT_VECTOR(float, float, 4, 8, 16)
+SIMT_VECTOR(signed char, char, 2, 4)
+SIMT_VECTOR(unsigned char, uchar, 2, 4)
+SIMT_VECTOR(short, short, 4, 8)
+SIMT_VECTOR(unsigned short, ushort, 4, 8)
+SIMT_VECTOR(int, int, 8, 16)
+SIMT_VECTOR(unsigned, uint, 8, 16)
+SIMT_VECTOR(long, long, 16, 16)
+SIMT_VECTOR(unsigned long, ulong, 16, 16)
+SIMT_VECTOR(long long, longlong, 16, 16)
+SIMT_VECTOR(unsigned long long, ulonglong, 16, 16)
+SIMT_VECTOR(float, float, 8, 16)
 #undef SIMT_VECTOR
 using dim3 = uint3;
 
@@ -56,9 +56,15 @@ void simt_wait(unsigned groups);
 void simt_atomic(const void* pointer, size_t bytes);
 }
 
-template <class T> struct Argument { static T get(const TVMFFIAny& a) { return static_cast<T>(a.v_int64); } };
-template <class T> struct Argument<T*> { static T* get(const TVMFFIAny& a) { return static_cast<T*>(a.v_ptr); } };
-template <> struct Argument<float> { static float get(const TVMFFIAny& a) { return static_cast<float>(a.v_float64); } };
+template <class T> struct Argument {
+  static T get(const TVMFFIAny& a) { return static_cast<T>(a.v_int64); }
+};
+template <class T> struct Argument<T*> {
+  static T* get(const TVMFFIAny& a) { return static_cast<T*>(a.v_ptr); }
+};
+template <> struct Argument<float> {
+  static float get(const TVMFFIAny& a) { return static_cast<float>(a.v_float64); }
+};
 
 template <class... T> struct Call {
   Call(void (*kernel)(T...), T... arguments) { kernel(arguments...); }
@@ -125,9 +131,7 @@ inline uint32_t pack(int32_t a, int32_t b, uint32_t c, int bits, bool is_signed)
 #define SIMT_CONSTANT const
 #endif
 extern SIMT_CONSTANT uint3 threadIdx, blockIdx, blockDim, gridDim;
-inline unsigned simt::lane() {
-  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
-}
+inline unsigned simt::lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
 static const int warpSize = 32;
 
 #define __global__
@@ -139,7 +143,6 @@ static const int warpSize = 32;
 #define __grid_constant__
 #define __align__(n) alignas(n)
 
-
 inline void __syncthreads() { simt::simt_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::simt_meet(mask); }
 inline unsigned __activemask() { return simt::simt_active(); }
@@ -150,7 +153,8 @@ inline size_t __cvta_generic_to_shared(const void* pointer) { return simt::simt_
 // Shuffles: a segment is `width` lanes; a source outside of it is the lane itself (or, for __shfl_sync, wraps).
 template <class T> inline T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const unsigned lane = simt::lane(), first = lane & ~(unsigned(width) - 1);
-  return simt::value_of<T>(simt::simt_exchange("__shfl_sync", mask, simt::bits_of(value), first + (source & (width - 1)), true));
+  return simt::value_of<T>(
+      simt::simt_exchange("__shfl_sync", mask, simt::bits_of(value), first + (source & (width - 1)), true));
 }
 template <class T> inline T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32) {
   const unsigned lane = simt::lane(), from = lane ^ flip, end = (lane & ~(unsigned(width) - 1)) + width;
@@ -158,11 +162,13 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T value, int flip, in
 }
 template <class T> inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const unsigned lane = simt::lane(), end = (lane & ~(unsigned(width) - 1)) + width;
-  return simt::value_of<T>(simt::simt_exchange("__shfl_down_sync", mask, simt::bits_of(value), lane + by, lane + by < end));
+  return simt::value_of<T>(
+      simt::simt_exchange("__shfl_down_sync", mask, simt::bits_of(value), lane + by, lane + by < end));
 }
 template <class T> inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const unsigned lane = simt::lane(), first = lane & ~(unsigned(width) - 1);
-  return simt::value_of<T>(simt::simt_exchange("__shfl_up_sync", mask, simt::bits_of(value), lane - by, lane >= first + by));
+  return simt::value_of<T>(
+      simt::simt_exchange("__shfl_up_sync", mask, simt::bits_of(value), lane - by, lane >= first + by));
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   uint64_t all[32];
@@ -173,19 +179,19 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
-#define SIMT_REDUCE(name, T, expression)                                          \
-  inline T name(unsigned mask, T value) {                                         \
-    uint64_t all[32];                                                             \
-    bool first = true;                                                            \
-    T a = T();                                                                    \
-    simt::simt_gather(#name, mask, simt::bits_of(value), all);                    \
-    for (int i = 0; i < 32; ++i)                                                  \
-      if (mask >> i & 1) {                                                        \
-        const T b = simt::value_of<T>(all[i]);                                    \
-        a = first ? b : T(expression);                                            \
-        first = false;                                                            \
-      }                                                                           \
-    return a;                                                                     \
+#define SIMT_REDUCE(name, T, expression)                       \
+  inline T name(unsigned mask, T value) {                      \
+    uint64_t all[32];                                          \
+    bool first = true;                                         \
+    T a = T();                                                 \
+    simt::simt_gather(#name, mask, simt::bits_of(value), all); \
+    for (int i = 0; i < 32; ++i)                               \
+      if (mask >> i & 1) {                                     \
+        const T b = simt::value_of<T>(all[i]);                 \
+        a = first ? b : T(expression);                         \
+        first = false;                                         \
+      }                                                        \
+    return a;                                                  \
   }
 SIMT_REDUCE(__reduce_add_sync, int, unsigned(a) + unsigned(b))
 SIMT_REDUCE(__reduce_add_sync, unsigned, a + b)
@@ -199,32 +205,42 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return simt::dp4a<u
 inline int __mulhi(int a, int b) { return int64_t(a) * b >> 32; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
 inline long long __mul64hi(long long a, long long b) { return __int128(a) * b >> 64; }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned __int128)a * b >> 64;
+}
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline unsigned __brev(unsigned x) { unsigned r = 0; for (int i = 0; i < 32; ++i) r |= (x >> i & 1) << (31 - i); return r; }
+inline unsigned __brev(unsigned x) {
+  unsigned r = 0;
+  for (int i = 0; i < 32; ++i) r |= (x >> i & 1) << (31 - i);
+  return r;
+}
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s) { return simt::prmt(a, b, s & 0x7777); }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) { return ((uint64_t(high) << 32 | low) << (by & 31)) >> 32; }
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) { return (uint64_t(high) << 32 | low) >> (by & 31); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return ((uint64_t(high) << 32 | low) << (by & 31)) >> 32;
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+  return (uint64_t(high) << 32 | low) >> (by & 31);
+}
 template <class T> inline T __ldg(const T* pointer) { return *pointer; }
 template <class A, class B> inline auto min(A a, B b) -> decltype(a + b) { return b < a ? b : a; }
 template <class A, class B> inline auto max(A a, B b) -> decltype(a + b) { return a < b ? b : a; }
 template <class T> inline T abs(T a) { return a < 0 ? -a : a; }
 
 // Nothing interrupts a fiber, so a plain read and write is atomic; hidden from the check for races.
-#define SIMT_ATOMIC(name, expression)                                                                              \
-  template <class T> __attribute__((no_sanitize("thread"))) inline T name(T* at, T by) {                           \
-    simt::simt_atomic(at, sizeof(T));                                                                                       \
-    const T old = *at;                                                                                             \
-    *at = expression;                                                                                              \
-    return old;                                                                                                    \
+#define SIMT_ATOMIC(name, expression)                                                    \
+  template <class T> __attribute__((no_sanitize("thread"))) inline T name(T* at, T by) { \
+    simt::simt_atomic(at, sizeof(T));                                                    \
+    const T old = *at;                                                                   \
+    *at = expression;                                                                    \
+    return old;                                                                          \
   }
 SIMT_ATOMIC(atomicAdd, old + by)
 SIMT_ATOMIC(atomicMin, by < old ? by : old)
 SIMT_ATOMIC(atomicMax, old < by ? by : old)
-SIMT_ATOMIC(atomicAnd, old & by)
+SIMT_ATOMIC(atomicAnd, old& by)
 SIMT_ATOMIC(atomicOr, old | by)
 SIMT_ATOMIC(atomicExch, by)

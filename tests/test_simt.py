@@ -229,6 +229,31 @@ def arithmetic():
     )
 
 
+def test_copies_that_read_less():
+    """By a size, by a predicate of the operand, and not at all by one of the instruction: what is left out is zero,
+    and what is not copied is what was there."""
+    head = '"cp.async.cg.shared.global [%0], [%1], 16'
+    bound = ':: "r"((unsigned)__cvta_generic_to_shared(s + t * 4)), "l"(x + t * 4), "r"({}) : "memory");'
+    predicate = '"{{ .reg .pred p; setp.ne.b32 p, %2, 0; {}cp.async.cg.shared.global [%0], [%1], 16{}; }}"'
+    kernel = cuda(
+        "int* x, int* out, int how",
+        STAGE
+        + "s[t] = -1; s[t + 32] = -1; __syncthreads(); if (t < 16) { if (how == 0) asm volatile("
+        + f'{head}, %2;" {bound.format("t")} else if (how == 1) asm volatile('
+        + f"{predicate.format('@p ', '')} {bound.format('t & 1')} else asm volatile("
+        + f"{predicate.format('', ', p')} {bound.format('t & 1')} }}"
+        + 'asm volatile("cp.async.wait_all;" ::: "memory"); __syncthreads(); out[t] = s[t]; out[t + 32] = s[t + 32];',
+    )
+    x, out, odd = np.arange(1, 65, dtype=np.int32), np.zeros(64, np.int32), np.arange(64) // 4 % 2 == 1
+    kernel(x, out, 0, 1, 32)
+    octets = np.where(np.arange(16) < np.arange(16)[:, None], x.view(np.uint8).reshape(16, 16), 0).astype(np.uint8)
+    assert np.array_equal(out, octets.reshape(-1).view(np.int32))
+    kernel(x, out, 1, 1, 32)
+    assert np.array_equal(out, np.where(odd, x, -1))
+    kernel(x, out, 2, 1, 32)
+    assert np.array_equal(out, np.where(odd, 0, x))
+
+
 # ---- a kernel of TVM's -----------------------------------------------------------------------------------------------
 
 
