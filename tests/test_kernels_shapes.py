@@ -15,6 +15,7 @@ from intq.kernels.cpu.build import local, parallel_region
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import conv1d_plan, linear_plan, plan
 from intq.kernels.cpu.runs import runs
+from intq.kernels.rescale import rescale_of
 from intq.value import DTYPE_RANGE, Value, bind_shape
 
 
@@ -324,7 +325,7 @@ def test_lifting_a_rescale_changes_nothing():
     attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
     attrs |= {"low": -(2**15), "high": 2**15 - 1}
     node = make_node("conv2d", "y", (x, r), dtype="int16", attrs=attrs, constants=constants)
-    lifted = pack.rescale_of(node, (x, r))
+    lifted = rescale_of(node, (x, r))
     assert (lifted.base, lifted.lift) == (32, 4)
     sums, residual = rng.integers(-(2**21), 2**21, (50, 32)), rng.integers(-(2**15), 2**15, (50, 32))
     L, c, d = reference.NumpyDialect, constants, lifted.constants
