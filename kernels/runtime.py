@@ -6,21 +6,17 @@ runtime library is loaded by itself.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.util
 import json
-import math
-import mmap
 import os
 import platform
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +25,12 @@ import numpy as np
 from intq.errors import IntqError
 from intq.graph import Graph
 from intq.kernels import arena, pack
-from intq.kernels.library import place, structure
+from intq.kernels.library import is_gpu, place, structure
+from intq.kernels.place import Call, Place, Staged, processor
 from intq.value import Value, bind_shape, check_inputs
 
 PLANS = 8  # that a network keeps
-ROOM, HUGE_PAGE = 1 << 26, 1 << 21  # bytes
+ROOM = 1 << 26  # bytes
 CPU, POOLED = (1, 0), 2  # TVM's device type and number, and its allocator that keeps freed memory for the next run
 ARCH_REQ_XCOMP_PERM, XTILEDATA, ARCH_PRCTL = 0x1023, 18, 158  # Linux: a process asks once for the AMX registers
 
@@ -53,10 +50,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """A network for inputs of one shape: every value's array in one arena, and the kernels' calls in order."""
+    """A network for inputs of one shape, all values in one arena: its ends as the processor has them, and the kernels'
+    calls in order, each by its node; ``run`` runs all of them, and brings inputs and outputs where they are wanted."""
 
-    arrays: dict[str, np.ndarray]
-    calls: tuple[tuple[str, Callable, tuple], ...]  # node, kernel, arguments
+    ends: dict[str, Staged]
+    calls: tuple[tuple[str, Call], ...]
+    run: Call
 
 
 @dataclass
@@ -67,7 +66,9 @@ class Memory:
     ``plans``: of the shapes that inputs last had, by the symbolic sizes.
     """
 
-    area: np.ndarray = field(default_factory=lambda: _huge(0))
+    place: Place
+    area: Any = None
+    size: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     where: dict[str, int] = field(default_factory=dict)
     plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
@@ -76,9 +77,9 @@ class Memory:
         return bool(self.where) and all(size <= self.sizes[name] for name, size in sizes.items())
 
     def arrange(self, sizes: dict[str, int], where: dict[str, int], size: int) -> None:
-        if size > len(self.area):
+        if self.area is None or size > self.size:
             self.plans.clear()  # their arrays keep the old memory
-            self.area = _huge(size)
+            self.area, self.size = self.place.area(size), size
         self.sizes, self.where = sizes, where
 
 
@@ -97,16 +98,15 @@ class Network:
     layers: tuple[Layer, ...]
     path: Path
     _module: Any  # which the functions are of
-    _memory: Memory = field(default_factory=Memory)
+    _memory: Memory
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, *arrays: np.ndarray):
         """Integer arrays of the declared dtypes and shapes, any batch. Raises IntqError for others."""
         with self._lock:
             plan = self._prepare(arrays)
-            for _, kernel, arguments in plan.calls:
-                kernel(*arguments)
-            results = tuple(plan.arrays[name].copy() for name in self.outputs)
+            plan.run()
+            results = tuple(plan.ends[name].array.copy() for name in self.outputs)
         return results[0] if len(self.outputs) == 1 else results
 
     def time_layers(self, *arrays: np.ndarray, repeats: int = 20) -> dict[str, float]:
@@ -114,10 +114,12 @@ class Network:
         best = {layer.name: float("inf") if layer.kernel else 0.0 for layer in self.layers}
         with self._lock:
             for _ in range(repeats):
-                for name, kernel, arguments in self._prepare(arrays).calls:  # outputs may have taken the inputs' place
-                    start = time.perf_counter()
-                    kernel(*arguments)
-                    best[name] = min(best[name], time.perf_counter() - start)
+                plan = self._prepare(arrays)  # outputs may have taken the inputs' place
+                for staged in (plan.ends[value.name] for value in self.inputs):
+                    if staged.given:
+                        staged.given()
+                for name, call in plan.calls:
+                    best[name] = min(best[name], self._memory.place.seconds(call))
         return best
 
     def _prepare(self, arrays: Sequence[np.ndarray]) -> Plan:
@@ -133,7 +135,7 @@ class Network:
         if len(plans) > PLANS:
             del plans[next(iter(plans))]
         for value, array in zip(self.inputs, arrays, strict=True):
-            plan.arrays[value.name][...] = array
+            plan.ends[value.name].array[...] = array
         return plan
 
     def _plan(self, sizes: dict[str, int]) -> Plan:
@@ -144,41 +146,62 @@ class Network:
                 given = ", ".join(f"{size} along {name!r}" for name, size in list(sizes.items())[1:])
                 raise IntqError(f"{given} leave nothing of {value.name} {value.shape}; give longer inputs")
         views = {layer.name: layer.inputs[0] for layer in self.layers if not layer.kernel}
-        memory, arrays = self._memory, {}
+        memory, tensors = self._memory, {}
         if not memory.fits(sizes):
             steps = [(layer.name, layer.inputs) for layer in self.layers]
             memory.arrange(sizes, *arena.offsets(arena.lives(shapes, steps, views, self.outputs)))
         for name, (shape, dtype) in shapes.items():
-            start = memory.where[arena.owner_of(name, views)]
-            stop = start + math.prod(shape) * np.dtype(dtype).itemsize
-            arrays[name] = memory.area[start:stop].view(dtype).reshape(shape)
-        tensors = {name: tensor(array) for name, array in arrays.items()}
+            tensors[name] = memory.place.part(memory.area, memory.where[arena.owner_of(name, views)], shape, dtype)
         calls = tuple(
             (
                 layer.name,
-                layer.function,
-                (*(tensors[name] for name in layer.inputs), *layer.constants, tensors[layer.name]),
+                partial(
+                    layer.function, *(tensors[name] for name in layer.inputs), *layer.constants, tensors[layer.name]
+                ),
             )
             for layer in self.layers
             if layer.function
         )
-        return Plan(arrays, calls)
+        ends = {name: memory.place.staged(tensors[name]) for name in (*(v.name for v in self.inputs), *self.outputs)}
+        given = [ends[value.name].given for value in self.inputs]
+        steps = [*given, *(call for _, call in calls), *(ends[name].taken for name in self.outputs)]
+        return Plan(ends, calls, memory.place.repeated([step for step in steps if step]))
 
 
 def compile(source: str | Path | Graph, target: str | dict = "cpu", threads: int | None = None) -> Network:
     """A network that runs on this machine: compiled if need be, then loaded.
 
-    ``source``: a Graph, or an artifact's folder, where the library for "cpu" is kept for the next time.
+    ``source``: a Graph, or an artifact's folder, where the library for "cpu" is kept for the next time. If the artifact
+    was compiled for a GPU that this machine has, it runs there.
     Raises IntqError when the artifact is damaged or the target cannot run here.
     """
     import intq
 
     graph = source if isinstance(source, Graph) else intq.load(source)
     if graph is not source and target == "cpu":
-        path = place(source, structure(graph))
+        path = _kept(Path(source), structure(graph))
         return load(graph, path if path.is_file() else _build(graph, target).keep(source), threads)
     with tempfile.TemporaryDirectory() as folder:
         return load(graph, _build(graph, target).keep(folder), threads)
+
+
+def _kept(folder: Path, structure: str) -> Path:
+    """The library that an artifact keeps for this machine: for its GPU, or else for its processor; the place of that
+    where there is none. Raises IntqError when all that there is is for a GPU that this machine lacks."""
+    path, failure = place(folder, structure), None
+    for library in folder.glob(place(folder, structure, "sm_*").name):
+        from intq.kernels.cuda import driver
+
+        try:
+            driver.check(library.name.partition("-")[0])
+            return library
+        except IntqError as error:
+            failure = error
+    if failure and not path.is_file():
+        raise IntqError(
+            f"{folder} is compiled for a GPU: {failure}; or, for this machine's processor: intq compile {folder}"
+        )
+    return path
 
 
 def _build(graph: Graph, target: str | dict):
@@ -202,41 +225,44 @@ def load(graph: Graph, path: str | Path, threads: int | None = None) -> Network:
     if isa == "amx":
         request_amx()
     use_threads(threads)
-    return Network(graph.inputs, graph.outputs, isa, _layers(graph, module, about["kernels"], isa), path, module)
+    place = _place(isa)
+    layers = layers_of(graph, module, about["kernels"], isa, place)
+    return Network(graph.inputs, graph.outputs, isa, layers, path, module, Memory(place))
 
 
-def _layers(graph: Graph, module, kernels: dict[str, str], isa: str) -> tuple[Layer, ...]:
+def _place(isa: str) -> Place:
+    """Where a library's kernels run."""
+    if not is_gpu(isa):
+        return processor(tensor)
+    from intq.kernels.cuda import driver, place
+
+    return place.gpu(driver.check(isa), _runtime())
+
+
+def layers_of(graph: Graph, module, kernels: dict[str, str], isa: str, place: Place) -> tuple[Layer, ...]:
     """Every node with its packed constants, which lie one after another in huge pages where the system has them.
 
     Weights are read once a run from beyond the caches that a core owns, which is 2.4 times as fast when neither the
     translation of addresses nor the prefetcher stops every 4 KB.
     """
-    values, layers, room, at = graph.values, [], _huge(0), 0
+    values, layers, room, size, at = graph.values, [], None, 0, 0
     functions = {kernel: module.get_function(kernel, query_imports=True) for kernel in set(kernels.values()) if kernel}
     for node in graph.nodes:
         inputs, placed = tuple(values[name] for name in node.inputs), []
         for array in pack.arrays(node, inputs, isa) if kernels[node.name] else ():
-            if at + array.nbytes > len(room):
-                room, at = _huge(max(ROOM, array.nbytes)), 0
-            place = room[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
-            place[:] = array
-            placed.append(tensor(place))
+            if room is None or at + array.nbytes > size:
+                size, at = max(ROOM, array.nbytes), 0
+                room = place.area(size)
+            part = place.part(room, at, array.shape, array.dtype.name)
+            staged = place.staged(part)
+            staged.array[...] = array
+            if staged.given:
+                staged.given()
+            placed.append(part)
             at += -(-array.nbytes // arena.ALIGNMENT) * arena.ALIGNMENT
         kernel = kernels[node.name]
         layers.append(Layer(node.name, node.op, kernel, functions.get(kernel), node.inputs, tuple(placed), node.output))
     return tuple(layers)
-
-
-def _huge(size: int) -> np.ndarray:
-    """Bytes that begin at a huge page; memory is taken when they are written."""
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    area = mmap.mmap(-1, size + 2 * HUGE_PAGE, **private)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            area.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(area, np.uint8)
-    skip = -whole.ctypes.data % HUGE_PAGE
-    return whole[skip : skip + size]
 
 
 def use_threads(threads: int | None = None) -> None:
