@@ -26,6 +26,7 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
+    out += [constants[name].reshape(1) for name in ("epsilon", "deviation_epsilon") if name in constants]
     windowed = "weight" in constants and node.op != "linear"
     if windowed or node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
         lowest = DTYPE_RANGE[node.output.dtype][0]

@@ -10,8 +10,10 @@ from intq.graph import Node
 from intq.kernels.cuda import move, windows
 from intq.kernels.cuda.contract import Epilogue, contraction
 from intq.kernels.cuda.elements import Constants
+from intq.kernels.cuda.layernorm import layernorm
 from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.pointwise import lookup, pointwise
+from intq.kernels.cuda.tokens import mean_tokens
 from intq.ops import OPS
 from intq.ops.contract import masked
 from intq.value import Value
@@ -61,6 +63,14 @@ def _max_pool(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
     return windows.max_pool("kernel", OPS[node.op].body, node.attrs, _windowed(node, inputs, arrays, []))
 
 
+def _layernorm(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return layernorm("kernel", node.attrs, Constants.of(node, inputs), _tensor(inputs[0]), _tensor(node.output))
+
+
+def _mean_tokens(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return mean_tokens("kernel", node.attrs, Constants.of(node, inputs), *map(_tensor, (*inputs, node.output)))
+
+
 def _windowed(node: Node, inputs, arrays, names: list[str]) -> dict[str, tuple]:
     given = dict(zip([*names, *(["pad_value"] * any(node.attrs["padding"]))], map(_given, arrays), strict=True))
     return {"x": _tensor(inputs[0])} | given | {"out": _tensor(node.output)}
@@ -79,6 +89,8 @@ WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,
+    "rows": _layernorm,
+    "tokens": _mean_tokens,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,
