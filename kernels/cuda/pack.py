@@ -6,7 +6,7 @@ import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cuda.plan import CHUNK, STEP, SWIZZLE, Plan, is_depthwise, of_node
-from intq.kernels.rescale import Rescale, rescale_of
+from intq.kernels.rescale import EMBEDDING_TABLES, Rescale, rescale_of
 from intq.value import DTYPE_RANGE, Value
 
 BEYOND = 128  # channels that constants are padded by: a tile of C may end behind the last one
@@ -22,6 +22,10 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [weight, rescale_array(rescale_of(node, inputs), constants.get("lift"))]
     elif "table" in constants:
         out = [constants["table"]]
+    elif node.op == "embedding":
+        out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(rescale_of(node, inputs))]
+    elif node.op == "relative":
+        out = [distance_rows(constants["distances"]), rescale_array(rescale_of(node, inputs))]
     elif "shift" in constants:
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:
@@ -61,6 +65,16 @@ def swizzled(row, chunk):
 def depthwise_weights(weight: np.ndarray) -> np.ndarray:
     """(co, taps..., 1) int8 -> (taps, co): a thread's channels lie together."""
     return np.moveaxis(weight.reshape(len(weight), -1), 0, 1)
+
+
+def distance_rows(table: np.ndarray) -> np.ndarray:
+    """(heads, distances, size) int8 with zeros behind the channels: a row is a whole number of chunks and of steps."""
+    return np.pad(table, ((0, 0), (0, 0), (0, distance_depth(table.shape[2]) - table.shape[2])))
+
+
+def distance_depth(size: int) -> int:
+    whole = CHUNK if size <= STEP else STEP
+    return -(-size // whole) * whole
 
 
 def rescale_array(rescale: Rescale, lift: np.ndarray | None = None) -> np.ndarray:
