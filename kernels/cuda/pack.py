@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cuda.plan import CHUNK, STEP, SWIZZLE, Plan, is_depthwise, of_node
 from intq.kernels.rescale import EMBEDDING_TABLES, Rescale, rescale_of
+from intq.ops.log_mel import input_order
 from intq.value import DTYPE_RANGE, Value
 
 BEYOND = 128  # channels that constants are padded by: a tile of C may end behind the last one
@@ -26,6 +29,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(rescale_of(node, inputs))]
     elif node.op == "relative":
         out = [distance_rows(constants["distances"]), rescale_array(rescale_of(node, inputs))]
+    elif node.op == "log_mel":
+        out = [*log_mel_arrays(constants), rescale_array(rescale_of(node, inputs))]
     elif "shift" in constants:
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:
@@ -75,6 +80,20 @@ def distance_rows(table: np.ndarray) -> np.ndarray:
 def distance_depth(size: int) -> int:
     whole = CHUNK if size <= STEP else STEP
     return -(-size // whole) * whole
+
+
+def log_mel_arrays(constants: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """[window, order, turn, bands, weights, guard]: the place where each complex point's transform begins; real and
+    imaginary part of each turn; of each band its first bin, how many it has and where their weights begin."""
+    first, count = constants["band_first"], constants["band_count"]
+    return [
+        constants["window"].ravel(),
+        np.argsort(input_order(constants["window"].shape[1] // 2)).astype(np.int32),
+        constants["turn"].T.ravel(),
+        np.stack([first, count, np.cumsum(count, dtype=np.int32) - count], 1).ravel(),
+        constants["band_weight"],
+        constants["guard"],
+    ]
 
 
 def rescale_array(rescale: Rescale, lift: np.ndarray | None = None) -> np.ndarray:

@@ -49,7 +49,7 @@ def relative(
     heads, distances, depth = table[0]
     channels = source[0][-1]
     size, step = channels // heads, min(STEP, depth)
-    pitch = step // 4 + WORDS  # words from row to row in shared memory: eight rows' chunks are in different banks
+    pitch = (step // CHUNK) | 1  # chunks from row to row in shared memory: odd, so that eight rows are in all banks
     names = tuple(dict.fromkeys(d for d in out[0] if isinstance(d, str)))
 
     def write(*given):
@@ -59,7 +59,7 @@ def relative(
             warp, lane = T.Bind(quotient(thread, WARP)), T.Bind(remainder(thread, WARP))
             sample, head = T.Bind(quotient(bz, heads)), T.Bind(remainder(bz, heads))
             key, query = T.Bind(bx * KEYS), T.Bind(by * QUERIES)
-            left, right = shared(QUERIES * pitch), shared((QUERIES + KEYS) * pitch)
+            left, right = shared(QUERIES * pitch * WORDS), shared((QUERIES + KEYS) * pitch * WORDS)
             sums = registers(EACH * (KEYS // WARP), "int32")
             with unrolled(EACH * (KEYS // WARP)) as i:
                 store(sums, i32(0), i)
@@ -70,7 +70,7 @@ def relative(
                 _distances(part, head, nearest, rows, right, thread)
                 barrier()
                 with T.serial(i32(0), i32(step // CHUNK)) as chunk:
-                    _products(sums, left, right, chunk * WORDS, warp * EACH, lane)
+                    _products(sums, left, right, chunk, warp * EACH, lane)
             values = constants.load(packed, [i32(0)])
             with unrolled(EACH) as i, unrolled(KEYS // WARP) as j:
                 row, column = T.Bind(query + warp * EACH + i), T.Bind(key + j * WARP + lane)
@@ -97,7 +97,7 @@ def relative(
                     for i in range(4):
                         there = tirx.if_then_else(channel + i < size, q[origin + channel + i], tirx.const(0, "uint8"))
                         word = word | (T.Bind(there).astype("uint32") << tirx.const(8 * i, "uint32"))
-                store(left, word ^ tirx.const(ZERO_POINT * 0x01010101, "uint32"), row * pitch + place)
+                store(left, word ^ tirx.const(ZERO_POINT * 0x01010101, "uint32"), row * (pitch * WORDS) + place)
 
     def _distances(part, head, nearest, rows, right, thread) -> None:
         """The same of the distances; those that nobody meets are others."""
@@ -109,18 +109,18 @@ def relative(
             with T.If(row < QUERIES + KEYS - 1), T.Then():
                 distance = T.Bind(tirx.max(tirx.min(nearest + row, i32(distances - 1)), i32(0)))
                 first = T.Bind((head * distances + distance) * (depth // CHUNK) + part * chunks + chunk)
-                store(right, words[ramp(first * WORDS, WORDS)], ramp((row * (pitch // WORDS) + chunk) * WORDS, WORDS))
+                store(right, words[ramp(first * WORDS, WORDS)], ramp((row * pitch + chunk) * WORDS, WORDS))
 
-    def _products(sums, left, right, place, first, lane) -> None:
+    def _products(sums, left, right, chunk, first, lane) -> None:
         """sums += a chunk of the warp's queries times those of the distances to the lane's keys."""
 
-        def chunk(memory, row):
-            return T.Bind(memory[ramp((row * (pitch // WORDS) + quotient(place, WORDS)) * WORDS, WORDS)])
+        def words(memory, row):
+            return T.Bind(memory[ramp((row * pitch + chunk) * WORDS, WORDS)])
 
         for i in range(EACH):
-            a = chunk(left, first + i)
+            a = words(left, first + i)
             for j in range(KEYS // WARP):
-                b = chunk(right, lane + (j * WARP + QUERIES - 1 - i) - first)
+                b = words(right, lane + (j * WARP + QUERIES - 1 - i) - first)
                 at = i * (KEYS // WARP) + j
                 for word in range(WORDS):
                     pair = (tirx.op.reinterpret("int32", tirx.Shuffle([v], [i32(word)])) for v in (a, b))
