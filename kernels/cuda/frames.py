@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from intq.kernels.bodies import Vector
+from intq.kernels.bodies import Vector, low_words
 from intq.kernels.cuda.build import (
     WARP,
     barrier,
@@ -23,11 +23,11 @@ from intq.kernels.cuda.build import (
 )
 from intq.kernels.cuda.dialect import CudaDialect, HeldDialect, everywhere
 from intq.kernels.cuda.elements import Constants, Elements, width_of
-from intq.kernels.cuda.reduce import warp_sum
+from intq.kernels.cuda.reduce import over_warps, warp_sum
 from intq.kernels.cuda.sweep import each
 from intq.ops.frames import mean_bits, normalised, statistics
 
-WARPS = 8
+WARPS = 16
 CHANNELS = 16  # of a block: 32 bytes of a frame
 
 Tensor = tuple[tuple, str]
@@ -56,10 +56,10 @@ def normalize_frames(
             channel = T.Bind(bx * CHANNELS + slot)
 
             def over_frames(body: Callable) -> None:
-                """``body(place, whether the mask keeps it)`` of every frame that is this thread's."""
+                """``body(place, its mask)`` of every frame that is this thread's."""
                 with T.serial(i32(0), ceil_div(frames - first, together)) as turn:
                     at = T.Bind(row * frames + turn * together + first)
-                    body(at, T.Bind(kept[at]) != 0)
+                    body(at, T.Bind(kept[at].astype("int32")))
 
             found = _sums(over_frames, elements, channels, channel, width)
             totals, squares = (shared(WARPS * CHANNELS, "int64") for _ in range(2))
@@ -75,7 +75,8 @@ def normalize_frames(
                 store(counts, count, warp)
             barrier()
             with T.If(thread < CHANNELS), T.Then():
-                sums = [_all(memory, thread, CHANNELS) for memory in (totals, squares)] + [_all(counts, i32(0), 1)]
+                sums = [over_warps(memory, WARPS, CHANNELS, thread) for memory in (totals, squares)]
+                sums.append(over_warps(counts, WARPS, 1))
                 values = {key: T.Bind(memory[i32(0)]) for key, memory in zip(MARGINS, margins, strict=True)}
                 values = {key: Vector((value,), "int64") for key, value in values.items()}
                 for memory, value in zip(settled, statistics(HeldDialect, *sums, values, attrs), strict=True):
@@ -87,12 +88,10 @@ def normalize_frames(
 
                 def normalise(at, keeps) -> None:
                     at = T.Bind(at * channels + channel)
-                    with T.If(keeps):
-                        with T.Then():
-                            apart = CudaDialect.shift_left(elements.load(at), bits) - own[0]
-                            ends.store(at, normalised(CudaDialect, apart, own[1], values, attrs))
-                        with T.Else():
-                            ends.store(at, everywhere(T.Bind(i32(attrs["zero_point"])), width))
+                    apart = (CudaDialect.shift_left(elements.load(at), bits) - own[0]) * everywhere(keeps, width)
+                    result = low_words(normalised(CudaDialect, apart, own[1], values, attrs).clamped())
+                    kept_ = everywhere(keeps, width) >= 1
+                    ends.store(at, CudaDialect.where(kept_, result, everywhere(i32(attrs["zero_point"]), width)))
 
                 over_frames(normalise)
 
@@ -111,22 +110,15 @@ def _sums(over_frames: Callable, elements: Elements, channels: int, channel, wid
             store(memory, tirx.const(0, str(memory.dtype)), i)
 
     def add(at, keeps) -> None:
-        with T.If(keeps), T.Then():
-            store(count, count[0] + 1, 0)
-            with T.If(channel < channels), T.Then():
-                for i, part in enumerate(elements.load(T.Bind(at * channels + channel)).parts):
-                    wide = T.Bind(part.astype("int64"))
-                    store(totals, totals[i] + wide, i)
-                    store(squares, squares[i] + wide * wide, i)
+        store(count, count[0] + keeps, 0)
+        with T.If(channel < channels), T.Then():
+            for i, part in enumerate(elements.load(T.Bind(at * channels + channel)).parts):
+                wide = T.Bind((part * keeps).astype("int64"))
+                store(totals, totals[i] + wide, i)
+                store(squares, squares[i] + wide * wide, i)
 
     over_frames(add)
     return totals, squares, count
-
-
-def _all(memory, at, apart: int) -> Vector:
-    """What the warps have laid ``apart`` from each other, added up."""
-    total = sum((memory[at + warp * apart] for warp in range(1, WARPS)), start=memory[at])
-    return Vector((T.Bind(total),), str(memory.dtype))
 
 
 def frame_mask(name: str, body: Callable, attrs: Mapping, source: Tensor, out: Tensor) -> tirx.PrimFunc:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from intq.kernels.bodies import Vector
 from intq.kernels.build import sample_size
 from intq.kernels.cuda.build import (
     WARP,
@@ -28,7 +29,6 @@ from intq.kernels.cuda.build import (
 from intq.kernels.cuda.dialect import CudaDialect, HeldDialect, everywhere
 from intq.kernels.cuda.elements import Constants, Elements, width_of
 from intq.kernels.cuda.reduce import warp_sum
-from intq.kernels.bodies import Vector
 from intq.ops.rows import inverse_deviation, normalised
 
 ROWS = range(4, 9)  # of a block
@@ -59,7 +59,10 @@ def layernorm(name: str, attrs: Mapping, constants: Constants, source: Tensor, o
                     store(memory, value, warp)
             barrier()
             with T.If(thread < rows_), T.Then():
-                sums = (Vector((T.Bind(memory[thread]),), dtype) for memory, dtype in ((totals, "int32"), (squares, "int64")))
+                sums = (
+                    Vector((T.Bind(memory[thread]),), dtype)
+                    for memory, dtype in ((totals, "int32"), (squares, "int64"))
+                )
                 margin = {"epsilon": Vector((T.Bind(epsilon[i32(0)]),), "int64")}
                 store(inverses, inverse_deviation(HeldDialect, *sums, margin, attrs).parts[0], thread)
             barrier()

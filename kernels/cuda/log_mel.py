@@ -13,7 +13,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import Vector
-from intq.kernels.cuda.build import barrier, blocks, ceil_div, i32, kernel, quotient, registers, remainder, shared, store
+from intq.kernels.cuda.build import (
+    barrier,
+    blocks,
+    ceil_div,
+    i32,
+    kernel,
+    quotient,
+    registers,
+    remainder,
+    shared,
+    store,
+)
 from intq.kernels.cuda.dialect import HeldDialect, tables
 from intq.kernels.cuda.elements import Constants, Elements
 from intq.ops.log_mel import butterfly, finished, guarded, logarithm, merged, power, stages, untangled, windowed
@@ -62,7 +73,7 @@ def log_mel(
 
 
 def _load(transform: _Transform, x, origin, frame, end, window, order) -> None:
-    """The windowed samples of a frame, of a row that begins at ``origin`` and has ``end`` samples, as complex points."""
+    """The windowed samples of a frame as complex points; its row begins at ``origin`` and has ``end`` samples."""
     attrs, points = transform.attrs, transform.points
     hop = attrs["hop"]
     exists = T.Bind((frame + 1) * hop <= end + hop * attrs["extra_frame"])
@@ -154,9 +165,7 @@ def _powers(transform: _Transform, powers) -> None:
 
     def untangle(k):
         mirrored = T.Bind(tirx.Select(k.equal(0), k, points - k))
-        ends = untangled(
-            HeldDialect, transform.value(k), transform.value(mirrored), transform.turn(k), transform.attrs
-        )
+        ends = untangled(HeldDialect, transform.value(k), transform.value(mirrored), transform.turn(k), transform.attrs)
         for place, value in zip((points - k, k), reversed(ends), strict=True):  # of the middle the first one counts
             store(powers, power(HeldDialect, value, transform.attrs).clamped().parts[0], place)
 

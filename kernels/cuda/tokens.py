@@ -23,7 +23,9 @@ from intq.kernels.cuda.build import (
 )
 from intq.kernels.cuda.dialect import CudaDialect, HeldDialect, everywhere
 from intq.kernels.cuda.elements import Constants, Elements, width_of
-from intq.ops.rows import share_of_token, shared as share_out
+from intq.kernels.cuda.reduce import over_warps
+from intq.ops.rows import share_of_token
+from intq.ops.rows import shared as share_out
 
 WARPS = 8
 
@@ -62,18 +64,12 @@ def mean_tokens(
                 store(counts, count[0], warp)
             barrier()
             with T.If(tirx.all(warp.equal(0), channel < channels)), T.Then():
-                total = [T.Bind(_all(sums, lane * width + i, tile)) for i in range(width)]
+                total = [over_warps(sums, WARPS, tile, lane * width + i).parts[0] for i in range(width)]
                 values = constants.load(packed, [i32(0)])
-                number = Vector((T.Bind(_all(counts, 0, 1)),), "int32")
-                share = share_of_token(HeldDialect, number, values, attrs).clamped()
+                share = share_of_token(HeldDialect, over_warps(counts, WARPS, 1), values, attrs)
                 values = {key: everywhere(value.parts[0], width) for key, value in values.items()}
                 share = everywhere(share.parts[0], width)
                 result = share_out(CudaDialect, Vector(tuple(total), "int32"), share, values, attrs)
                 Elements(target, n * channels, width).store(T.Bind(sample * channels + channel), result)
 
     return kernel(name, [source, mask, ((constants.size,), "int32"), out], write, names)
-
-
-def _all(memory, at, apart: int):
-    """What the warps have laid ``apart`` from each other, added up."""
-    return sum((memory[at + warp * apart] for warp in range(1, WARPS)), start=memory[i32(at) if isinstance(at, int) else at])

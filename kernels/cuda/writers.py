@@ -13,8 +13,8 @@ from intq.kernels.cuda.elements import Constants
 from intq.kernels.cuda.embedding import embedding
 from intq.kernels.cuda.frames import frame_mask, normalize_frames
 from intq.kernels.cuda.layernorm import layernorm
-from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.log_mel import log_mel
+from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.pointwise import lookup, pointwise
 from intq.kernels.cuda.relative import relative
 from intq.kernels.cuda.tokens import mean_tokens
