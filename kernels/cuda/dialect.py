@@ -35,3 +35,28 @@ def tables(buffer, size: int, count: int) -> tuple:
         return lambda x: replace(x, parts=tuple(buffer[part.astype("int32") + first] for part in x.parts))
 
     return tuple(table(i * size) for i in range(count))
+
+
+class HeldDialect(CudaDialect):
+    """What long bodies use again and again, such as a root's argument in each of its rounds, is computed once."""
+
+    @staticmethod
+    def wide(x: Vector) -> Vector:
+        return x if x.dtype == "int64" and x.bounds is None else held(CudaDialect.wide(x))
+
+    @staticmethod
+    def narrow(x: Vector) -> Vector:
+        return held(CudaDialect.narrow(x))
+
+    @staticmethod
+    def within(x: Vector, low: int, high: int) -> Vector:
+        return held(x.clamped())
+
+    @staticmethod
+    def clamp(x: Vector, low: int, high: int) -> Vector:
+        return held(CudaDialect.clamp(x, low, high).clamped())
+
+
+def everywhere(value, count: int) -> Vector:
+    """A scalar expression, ``count`` times."""
+    return Vector((value,) * count, str(value.ty.dtype))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cuda.plan import CHUNK, STEP, SWIZZLE, Plan, is_depthwise, of_node
-from intq.kernels.rescale import Rescale, rescale_of
+from intq.kernels.rescale import EMBEDDING_TABLES, Rescale, rescale_of
+from intq.ops.log_mel import input_order
 from intq.value import DTYPE_RANGE, Value
 
 BEYOND = 128  # channels that constants are padded by: a tile of C may end behind the last one
@@ -22,10 +25,17 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [weight, rescale_array(rescale_of(node, inputs), constants.get("lift"))]
     elif "table" in constants:
         out = [constants["table"]]
+    elif node.op == "embedding":
+        out = [*(constants[name] for name in EMBEDDING_TABLES), rescale_array(rescale_of(node, inputs))]
+    elif node.op == "relative":
+        out = [distance_rows(constants["distances"]), rescale_array(rescale_of(node, inputs))]
+    elif node.op == "log_mel":
+        out = [*log_mel_arrays(constants), rescale_array(rescale_of(node, inputs))]
     elif "shift" in constants:
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:
         out.append(constants["curve"].ravel())
+    out += [constants[name].reshape(1) for name in ("epsilon", "deviation_epsilon") if name in constants]
     windowed = "weight" in constants and node.op != "linear"
     if windowed or node.op == "pad" or (node.op in WINDOWED and any(node.attrs["padding"])):
         lowest = DTYPE_RANGE[node.output.dtype][0]
@@ -60,6 +70,30 @@ def swizzled(row, chunk):
 def depthwise_weights(weight: np.ndarray) -> np.ndarray:
     """(co, taps..., 1) int8 -> (taps, co): a thread's channels lie together."""
     return np.moveaxis(weight.reshape(len(weight), -1), 0, 1)
+
+
+def distance_rows(table: np.ndarray) -> np.ndarray:
+    """(heads, distances, size) int8 with zeros behind the channels: a row is a whole number of chunks and of steps."""
+    return np.pad(table, ((0, 0), (0, 0), (0, distance_depth(table.shape[2]) - table.shape[2])))
+
+
+def distance_depth(size: int) -> int:
+    whole = CHUNK if size <= STEP else STEP
+    return -(-size // whole) * whole
+
+
+def log_mel_arrays(constants: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """[window, order, turn, bands, weights, guard]: the place where each complex point's transform begins; real and
+    imaginary part of each turn; of each band its first bin, how many it has and where their weights begin."""
+    first, count = constants["band_first"], constants["band_count"]
+    return [
+        constants["window"].ravel(),
+        np.argsort(input_order(constants["window"].shape[1] // 2)).astype(np.int32),
+        constants["turn"].T.ravel(),
+        np.stack([first, count, np.cumsum(count, dtype=np.int32) - count], 1).ravel(),
+        constants["band_weight"],
+        constants["guard"],
+    ]
 
 
 def rescale_array(rescale: Rescale, lift: np.ndarray | None = None) -> np.ndarray:

@@ -10,8 +10,14 @@ from intq.graph import Node
 from intq.kernels.cuda import move, windows
 from intq.kernels.cuda.contract import Epilogue, contraction
 from intq.kernels.cuda.elements import Constants
+from intq.kernels.cuda.embedding import embedding
+from intq.kernels.cuda.frames import frame_mask, normalize_frames
+from intq.kernels.cuda.layernorm import layernorm
+from intq.kernels.cuda.log_mel import log_mel
 from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.pointwise import lookup, pointwise
+from intq.kernels.cuda.relative import relative
+from intq.kernels.cuda.tokens import mean_tokens
 from intq.ops import OPS
 from intq.ops.contract import masked
 from intq.value import Value
@@ -61,6 +67,37 @@ def _max_pool(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
     return windows.max_pool("kernel", OPS[node.op].body, node.attrs, _windowed(node, inputs, arrays, []))
 
 
+def _layernorm(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return layernorm("kernel", node.attrs, Constants.of(node, inputs), _tensor(inputs[0]), _tensor(node.output))
+
+
+def _mean_tokens(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return mean_tokens("kernel", node.attrs, Constants.of(node, inputs), *map(_tensor, (*inputs, node.output)))
+
+
+def _embedding(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    ends, tables = map(_tensor, (*inputs, node.output)), list(map(_given, arrays[:-1]))
+    return embedding("kernel", OPS[node.op].body, node.attrs, Constants.of(node, inputs), tables, *ends)
+
+
+def _relative(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    ends = map(_tensor, (*inputs, node.output))
+    return relative("kernel", OPS[node.op].body, node.attrs, Constants.of(node, inputs), _given(arrays[0]), *ends)
+
+
+def _frame_mask(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return frame_mask("kernel", OPS[node.op].body, node.attrs, _tensor(inputs[0]), _tensor(node.output))
+
+
+def _normalize_frames(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    return normalize_frames("kernel", node.attrs, Constants.of(node, inputs), *map(_tensor, (*inputs, node.output)))
+
+
+def _log_mel(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    given, ends = list(map(_given, arrays)), (_tensor(inputs[0]), _tensor(node.output))
+    return log_mel("kernel", node.attrs, Constants.of(node, inputs), given, *ends)
+
+
 def _windowed(node: Node, inputs, arrays, names: list[str]) -> dict[str, tuple]:
     given = dict(zip([*names, *(["pad_value"] * any(node.attrs["padding"]))], map(_given, arrays), strict=True))
     return {"x": _tensor(inputs[0])} | given | {"out": _tensor(node.output)}
@@ -79,6 +116,13 @@ WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,
+    "rows": _layernorm,
+    "tokens": _mean_tokens,
+    "embedding": _embedding,
+    "relative": _relative,
+    "spectrum": _log_mel,
+    "frames": _normalize_frames,
+    "mask": _frame_mask,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,
