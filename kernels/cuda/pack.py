@@ -6,6 +6,7 @@ import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cuda.plan import CHUNK, STEP, SWIZZLE, Plan, is_depthwise, of_node
+from intq.kernels.reach import scalars
 from intq.kernels.rescale import Rescale, rescale_of
 from intq.value import DTYPE_RANGE, Value
 
@@ -22,6 +23,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [weight, rescale_array(rescale_of(node, inputs), constants.get("lift"))]
     elif "table" in constants:
         out = [constants["table"]]
+    elif node.op == "attention":
+        out = [scalars(node, rescale_of(node, inputs).base)]
     elif "shift" in constants:
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:

@@ -8,10 +8,14 @@ from tvm import tirx
 
 from intq.graph import Node
 from intq.kernels.cuda import move, windows
+from intq.kernels.cuda.arch import arch_of
+from intq.kernels.cuda.attention import Heads, attention
 from intq.kernels.cuda.contract import Epilogue, contraction
 from intq.kernels.cuda.elements import Constants
 from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.pointwise import lookup, pointwise
+from intq.kernels.reach import reach_of
+from intq.kernels.rescale import rescale_of
 from intq.ops import OPS
 from intq.ops.contract import masked
 from intq.value import Value
@@ -74,11 +78,18 @@ def _concat(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
     return move.concat("kernel", node.attrs, list(map(_tensor, inputs)), _tensor(node.output))
 
 
+def _attention(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    heads = Heads(arch_of(arch), node.attrs["heads"], node.attrs["size"])
+    narrow, base = reach_of(node).narrow, rescale_of(node, inputs).base
+    return attention("kernel", heads, node.attrs, narrow, base, list(map(_tensor, inputs)), _tensor(node.output))
+
+
 WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv1d": _contraction,
     "conv2d": _contraction,
     "linear": _contraction,
     "pointwise": _pointwise,
+    "attention": _attention,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,
