@@ -84,6 +84,7 @@ def finetune(
     use_threads(threads)
     from intq import processes, tuning
     from intq.finetune import Recipe
+    from intq.prune import FASTER
 
     if data is None and task is None:
         raise IntqError("no data: give --data labelled examples to train on, or name a task of GLUE with --task")
@@ -95,7 +96,7 @@ def finetune(
     recipe = Recipe(
         epochs=epochs,
         batch=batch,
-        lr=domain.RATE if rate is None else rate,
+        lr=domain.RATE * (FASTER if prune else 1) if rate is None else rate,
         optimizer=optimizer,
         weight_decay=weight_decay,
         steps=steps,

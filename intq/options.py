@@ -202,7 +202,7 @@ Rate = Annotated[
         "--lr",
         min=0.0,
         help="Learning rate, relative: 0.001 moves a weight by a thousandth of the largest.",
-        show_default="0.001 for images, else 0.0001",
+        show_default="0.001 for images, else 0.0001; with --prune ten times that",
     ),
 ]
 Optimizer = Annotated[str, typer.Option(help="adamw, sgd or adahessian.")]

@@ -33,10 +33,11 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     """All that a node's kernel depends on: nodes of one key share it.
 
     Arrays are given to a kernel when it runs, so that the layers of an encoder are alike: what counts of them is their
-    shapes and whether shifts reach 32. Only an average pooling has its constants as immediates.
+    shapes, whether shifts reach 32 and operands fit 4 bits. Only an average pooling has its constants as immediates.
     """
     from intq.kernels.cpu.frames import window_span
     from intq.kernels.cpu.heads import arithmetic, words_suffice
+    from intq.kernels.cuda.plan import in_nibbles
     from intq.kernels.rescale import rescale_of
 
     parts = [node.op, *((value.shape, value.dtype) for value in (*inputs, node.output))]
@@ -44,6 +45,8 @@ def kernel_key(node: Node, inputs: tuple[Value, ...]) -> str:
     parts += [(name, array.shape, array.dtype.name) for name, array in sorted(node.constants.items())]
     if OPS[node.op].loop == "sum2d":
         parts += [array.item() for _, array in sorted(node.constants.items()) if array.size == 1]
+    if "weight" in node.constants:
+        parts.append(in_nibbles(node, inputs[0]))
     if "shift" in node.constants:
         rescale = rescale_of(node, inputs)
         parts += [rescale.base, rescale.lift]

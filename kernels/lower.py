@@ -29,8 +29,7 @@ def build(graph: Graph, target: str | dict = "cpu", isa: str | None = None) -> L
     Raises IntqError when TVM does not know the target or the target lacks the instruction set.
     """
     chosen = choose(target, isa)
-    kernels: dict[str, tirx.PrimFunc] = {}
-    names = {node.name: _kernel(node, graph.values, chosen.isa.name, kernels) for node in graph.nodes}
+    names, kernels = kernels_of(graph, chosen.isa.name)
     module = _relax(graph, names, kernels, description(graph, chosen.isa.name, names))
     if not chosen.gpu:
         executable = tvm.compile(module, target=chosen.target, relax_pipeline=_PIPELINE)
@@ -57,6 +56,12 @@ _PIPELINE = tvm.transform.Sequential(  # TVM's own for relax, without the passes
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------
+
+
+def kernels_of(graph: Graph, isa: str) -> tuple[dict[str, str], dict[str, tirx.PrimFunc]]:
+    """The name of each node's kernel, "" for a view, and the kernels by name."""
+    kernels: dict[str, tirx.PrimFunc] = {}
+    return {node.name: _kernel(node, graph.values, isa, kernels) for node in graph.nodes}, kernels
 
 
 def _kernel(node: Node, values: dict[str, Value], isa: str, kernels: dict[str, tirx.PrimFunc]) -> str:

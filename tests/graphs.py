@@ -6,12 +6,13 @@ Scales are chosen so that values spread over their range: some clamp, most do no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from intq.fixedpoint import dyadic_terms, offset_of
 from intq.graph import Graph, Node, make_node
+from intq.ops import OPS
 from intq.ops.contract import weight_limit
 from intq.ops.op import window_shape
 from intq.value import DTYPE_RANGE, Value
@@ -283,3 +284,16 @@ def narrowed(graph: Graph, bits: Mapping[str, int]) -> Graph:
         values[node.name] = again.output
         nodes.append(again)
     return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.metadata)
+
+
+def every_operation(names) -> Graph:
+    """Every sample of these operations of the registry, side by side."""
+    rng = np.random.default_rng(7)
+    inputs, nodes = [], []
+    for name in names:
+        for number, sample in enumerate(OPS[name].samples(rng)):
+            values = [replace(v, name=f"{name}{number}.{v.name}") for v in sample.inputs]
+            inputs += values
+            given = {"dtype": sample.dtype, "attrs": sample.attrs, "constants": sample.constants}
+            nodes.append(make_node(name, f"{name}{number}", values, **given))
+    return Graph(tuple(inputs), tuple(nodes), tuple(n.name for n in nodes))

@@ -68,14 +68,14 @@ class Kernels:
         return run
 
 
-def compile(functions: Mapping[str, tvm.tirx.PrimFunc] | tvm.IRModule, arch: str = "sm_75") -> Kernels:
-    """TVM's own compilation for a GPU, with the device code built for the CPU.
+def compile(functions: Mapping[str, tvm.tirx.PrimFunc] | tvm.IRModule, arch: str = "sm_75", **options) -> Kernels:
+    """TVM's own compilation for a GPU, by ``options`` of ``tvm.compile``, with the device code built for the CPU.
 
     Raises SimtError for an instruction that :mod:`simt` does not know.
     """
     module = functions if isinstance(functions, tvm.IRModule) else tvm.IRModule(dict(functions))
     with cuda_on_cpu():
-        executable = tvm.compile(module, target=Target({"kind": "cuda", "arch": arch}, host="llvm"))
+        executable = tvm.compile(module, target=Target({"kind": "cuda", "arch": arch}, host="llvm"), **options)
     return Kernels(executable.mod)
 
 

@@ -1,11 +1,9 @@
 """The compiled kernels give the reference's integers: every operation, every instruction set that this machine has."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from compiled import assert_same, here, loaded
-from graphs import random_graph
+from graphs import every_operation, random_graph
 
 from intq.errors import IntqError
 from intq.graph import Graph, make_node
@@ -27,24 +25,7 @@ def filled(graph: Graph, batch: int, end: str, tokens: int = 5) -> list[np.ndarr
 
 @pytest.fixture(scope="module")
 def everything() -> Graph:
-    """Every sample of every operation of the registry."""
-    rng = np.random.default_rng(7)
-    inputs, nodes = [], []
-    for op in OPS.values():
-        for number, sample in enumerate(op.samples(rng)):
-            values = [replace(v, name=f"{op.name}{number}.{v.name}") for v in sample.inputs]
-            inputs += values
-            nodes.append(
-                make_node(
-                    op.name,
-                    f"{op.name}{number}",
-                    values,
-                    dtype=sample.dtype,
-                    attrs=sample.attrs,
-                    constants=sample.constants,
-                )
-            )
-    return Graph(tuple(inputs), tuple(nodes), tuple(n.name for n in nodes))
+    return every_operation(OPS)
 
 
 @pytest.fixture(scope="module", params=here())

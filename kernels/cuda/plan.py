@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from intq.graph import Node
 from intq.kernels.cuda.arch import Arch, arch_of
 from intq.ops.contract import weight_bits
@@ -127,11 +129,17 @@ def of_node(arch_name: str, node: Node, x: Value) -> Plan:
         (before, after), kernel = a["padding"], (weight.shape[1], 1)
         stride, padding, dilation = (a["stride"], 1), (before, 0, after, 0), (a["dilation"], 1)
         source = (0 if isinstance(x.shape[1], str) else x.shape[1], 1, x.channels)
-    nibbles = arch.int4 is not None and weight_bits(a) <= 4 and x.high <= NIBBLE
+    nibbles = arch.int4 is not None and in_nibbles(node, x)
     co = weight.shape[0]
     tile = tile_for(arch, 0, co // groups)
     geometry = map(tuple, (source, kernel, stride, padding, dilation))
     return Plan(arch_name, *geometry, groups, co, nibbles, tile)
+
+
+def in_nibbles(node: Node, x: Value) -> bool:
+    """Whether both operands of a contraction fit 4 bits, the padding too."""
+    most = max(x.high, int(node.constants.get("pad_value", np.zeros(1)).max()))
+    return weight_bits(node.attrs) <= 4 and most <= NIBBLE
 
 
 def is_depthwise(plan: Plan) -> bool:
