@@ -21,7 +21,7 @@ from intq.kernels.bodies import TvmDialect, Vector, reinterpret, splat, vector_t
 from intq.kernels.build import i64, kernel, ramp
 from intq.kernels.cpu.build import State, keep_last, parallel, parallel_region, serial, state, workspace
 from intq.kernels.cpu.constants import uniform
-from intq.kernels.cpu.heads import ROWS, SCALARS, SLOTS, TILE, Heads, Layout
+from intq.kernels.cpu.heads import ROWS, SLOTS, TILE, Heads, Layout
 from intq.kernels.cpu.lanes import CURVE, TABLE, narrow, store, tables
 from intq.kernels.cpu.micro import amx_configure, amx_instruction, amx_release, tile
 from intq.kernels.cpu.packer import Packer
@@ -29,6 +29,7 @@ from intq.kernels.cpu.product import Matrix, multiply_add, product
 from intq.kernels.cpu.runs import Run
 from intq.kernels.cpu.shuffle import fold
 from intq.kernels.cpu.words import WIDTH, NarrowDialect, WordDialect, Words, word_tables
+from intq.kernels.reach import SCALARS
 from intq.ops.attention import mean_of, share_of, split, weight_of
 
 STATE = (

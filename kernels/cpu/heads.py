@@ -1,4 +1,4 @@
-"""Attention's geometry on an instruction set, and the numbers its kernel is given when it is loaded. Without TVM.
+"""Attention's geometry on an instruction set. Without TVM.
 
 Both products are taken in tiles of 16 columns (keys, then channels), whose ``pair`` consecutive terms lie together as
 the instruction set's product takes them, in blocks of 16 rows (queries).
@@ -10,26 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intq.curves import PLACE_BITS, TOP
+from intq.curves import PLACE_BITS
 from intq.graph import Node
 from intq.kernels.cpu.isa import ISAS, Isa
 from intq.kernels.cpu.runs import Run, runs
-from intq.ops.attention import FAR, ZERO_POINT
+from intq.kernels.reach import reach_of
+from intq.ops.attention import ZERO_POINT
 
 ROWS = 16  # queries that a thread takes at a time
 TILE = 16  # columns of a tile
 GROUP = 4  # tiles of distances whose products are taken together
 SLOTS = 4  # blocks of keys, a power of two; each has 4 KB of scores
-SCALARS = (
-    "score_multiplier",
-    "score_offset",
-    "score_shift",
-    "multiplier",
-    "offset",
-    "shift",
-    "masked",  # how far below the others the score of a masked key is put
-    "beyond",  # and that of a key that there is not
-)
 
 
 @dataclass(frozen=True)
@@ -157,32 +148,6 @@ def of_node(isa: str, node: Node) -> Heads:
     return Heads(ISAS[isa], node.attrs["heads"], node.attrs["size"], longest)
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What of the scores' range the arithmetic may rely on.
-
-    ``masked``: a penalty that gives a masked key's weight the argument TOP, as FAR does; ``beyond``: one larger by more
-    than scores can differ; ``narrow``: every rescaled distance is in [0, 2**31), so that it needs no 64-bit clamp.
-    """
-
-    masked: int
-    beyond: int
-    narrow: bool
-
-
-def reach_of(node: Node) -> Reach:
-    multiplier, offset, shift = (int(node.constants[f"score_{name}"]) for name in ("multiplier", "offset", "shift"))
-    # two scores differ by less than that: |(q - 128) (k - 128)| <= 2**14
-    span = (node.attrs["size"] << 15) + 2 * node.attrs.get("bias", 0)
-    masked = FAR
-    if multiplier > 0:
-        least = max(1, -((offset - (TOP << shift)) // multiplier))  # the least distance whose argument is TOP
-        masked = min(FAR, least + span)
-    beyond = masked + span
-    largest = ((beyond + span) * multiplier + offset) >> shift
-    return Reach(masked, beyond, multiplier > 0 and offset >= 0 and largest < 2**31)
-
-
 def arithmetic(node: Node) -> str:
     """How weights are computed: "words" (a distance as int32, its curve as int16), "narrow" (as int32) or "wide"."""
     if not reach_of(node).narrow:
@@ -197,14 +162,6 @@ def words_suffice(coefficients: np.ndarray) -> bool:
     slope = ((c2 * t) >> PLACE_BITS) + c1
     y = ((slope * t) >> PLACE_BITS) + c0
     return all(x.min() >= -(2**15) and x.max() < 2**15 for x in (c0, c1, 2 * c2, 2 * slope, y))
-
-
-def scalars(node: Node, base: int) -> np.ndarray:
-    """SCALARS as int64, in order; ``base`` is taken off ``shift``."""
-    reach, constants = reach_of(node), node.constants
-    values = {name: int(constants[name]) for name in SCALARS[:6]}
-    values |= {"shift": values["shift"] - base, "masked": reach.masked, "beyond": reach.beyond}
-    return np.array([values[name] for name in SCALARS], np.int64)
 
 
 def _whole(size: int, quantum: int) -> int:

@@ -9,6 +9,7 @@ from intq.kernels.cpu import frames, heads
 from intq.kernels.cpu.isa import ISAS
 from intq.kernels.cpu.plan import Plan, interleaves, of_node, padded_width
 from intq.kernels.cpu.runs import DOUBLE, Run, runs
+from intq.kernels.reach import scalars
 from intq.kernels.rescale import EMBEDDING_TABLES, Rescale, rescale_of
 from intq.packing import pack
 from intq.value import DTYPE_RANGE, Value
@@ -33,7 +34,7 @@ def arrays(node: Node, inputs: tuple[Value, ...], isa: str) -> list[np.ndarray]:
     elif "table" in constants:
         out = [constants["table"]]
     elif node.op == "attention":
-        out = [heads.scalars(node, rescale_of(node, inputs).base)]
+        out = [scalars(node, rescale_of(node, inputs).base)]
     elif node.op == "log_mel":
         out = frames.log_mel_arrays(node, rescale_of(node, inputs), isa)
     elif node.op == "normalize_frames":

@@ -83,6 +83,21 @@ def warp_barrier() -> None:
     T.evaluate(T.cuda.warp_sync())
 
 
+class when:
+    """``with when(condition)``: what follows is done where the condition holds; always where it is None."""
+
+    def __init__(self, condition):
+        self.frames = [] if condition is None else [T.If(condition), T.Then()]
+
+    def __enter__(self):
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error):
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)
+
+
 def unrolled(extent: int):
     """A loop that nvcc unrolls."""
     return T.unroll(i32(0), i32(extent))

@@ -32,6 +32,7 @@ from intq.kernels.cuda.build import (
     unrolled,
     view,
     warp_barrier,
+    when,
 )
 from intq.kernels.cuda.dialect import CudaDialect, tables
 from intq.kernels.cuda.elements import Constants, Elements, width_of
@@ -231,7 +232,7 @@ class _Operands:
 
     def _weight_guard(self, turn: int):
         left = self.plan.tile.columns * CHUNKS - turn * self.plan.tile.threads
-        return _when(self.thread < left if left < self.plan.tile.threads else None)
+        return when(self.thread < left if left < self.plan.tile.threads else None)
 
     def keep(self, half) -> None:
         """Store what was fetched into a half of shared memory: A, then W."""
@@ -296,18 +297,3 @@ class _Operands:
         if plan.k % (STEP * plan.per_byte) == 0:
             return T.Bind(whole)
         return T.Bind(tirx.if_then_else(k < plan.k, whole, zero))
-
-
-class _when:
-    """``with _when(condition)``: what follows is done where the condition holds; always where it is None."""
-
-    def __init__(self, condition):
-        self.frames = [] if condition is None else [T.If(condition), T.Then()]
-
-    def __enter__(self):
-        for frame in self.frames:
-            frame.__enter__()
-
-    def __exit__(self, *error):
-        for frame in reversed(self.frames):
-            frame.__exit__(*error)

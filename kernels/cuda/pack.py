@@ -8,6 +8,7 @@ import numpy as np
 
 from intq.graph import Node
 from intq.kernels.cuda.plan import CHUNK, STEP, SWIZZLE, Plan, is_depthwise, of_node
+from intq.kernels.reach import scalars
 from intq.kernels.rescale import EMBEDDING_TABLES, Rescale, rescale_of
 from intq.ops.log_mel import input_order
 from intq.value import DTYPE_RANGE, Value
@@ -31,6 +32,8 @@ def arrays(node: Node, inputs: tuple[Value, ...], arch: str) -> list[np.ndarray]
         out = [distance_rows(constants["distances"]), rescale_array(rescale_of(node, inputs))]
     elif node.op == "log_mel":
         out = [*log_mel_arrays(constants), rescale_array(rescale_of(node, inputs))]
+    elif node.op == "attention":
+        out = [scalars(node, rescale_of(node, inputs).base)]
     elif "shift" in constants:
         out = [rescale_array(rescale_of(node, inputs))]
     if "curve" in constants:

@@ -8,6 +8,8 @@ from tvm import tirx
 
 from intq.graph import Node
 from intq.kernels.cuda import move, windows
+from intq.kernels.cuda.arch import arch_of
+from intq.kernels.cuda.attention import Heads, attention
 from intq.kernels.cuda.contract import Epilogue, contraction
 from intq.kernels.cuda.elements import Constants
 from intq.kernels.cuda.embedding import embedding
@@ -18,6 +20,8 @@ from intq.kernels.cuda.plan import is_depthwise, of_node
 from intq.kernels.cuda.pointwise import lookup, pointwise
 from intq.kernels.cuda.relative import relative
 from intq.kernels.cuda.tokens import mean_tokens
+from intq.kernels.reach import reach_of
+from intq.kernels.rescale import rescale_of
 from intq.ops import OPS
 from intq.ops.contract import masked
 from intq.value import Value
@@ -111,6 +115,12 @@ def _concat(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
     return move.concat("kernel", node.attrs, list(map(_tensor, inputs)), _tensor(node.output))
 
 
+def _attention(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
+    heads = Heads(arch_of(arch), node.attrs["heads"], node.attrs["size"])
+    narrow, base = reach_of(node).narrow, rescale_of(node, inputs).base
+    return attention("kernel", heads, node.attrs, narrow, base, list(map(_tensor, inputs)), _tensor(node.output))
+
+
 WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "conv1d": _contraction,
     "conv2d": _contraction,
@@ -123,6 +133,7 @@ WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
     "spectrum": _log_mel,
     "frames": _normalize_frames,
     "mask": _frame_mask,
+    "attention": _attention,
     "sum2d": _avg_pool,
     "max2d": _max_pool,
     "concat": _concat,
