@@ -103,6 +103,11 @@ def unrolled(extent: int):
     return T.unroll(i32(0), i32(extent))
 
 
+def rolled(extent: int):
+    """A loop that nvcc leaves one: its body is long."""
+    return T.serial(i32(0), i32(extent), annotations={"disable_unroll": True})
+
+
 def ramp(start, width: int):
     """The places of ``width`` consecutive elements."""
     return tirx.Ramp(i32(start), i32(1), width) if width > 1 else i32(start)

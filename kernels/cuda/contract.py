@@ -27,6 +27,7 @@ from intq.kernels.cuda.build import (
     ramp,
     registers,
     remainder,
+    rolled,
     shared,
     store,
     unrolled,
@@ -128,7 +129,7 @@ class _Contraction:
             operands.fetch(i32(0))
             operands.keep(i32(0))
             barrier()
-            with T.serial(i32(0), i32(plan.steps)) as step:
+            with rolled(plan.steps) as step:
                 half = T.Bind(remainder(step, 2) * stage)
                 more = step + 1 < plan.steps
                 if plan.steps > 1:
