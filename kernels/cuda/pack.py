@@ -78,6 +78,7 @@ def distance_rows(table: np.ndarray) -> np.ndarray:
 
 
 def distance_depth(size: int) -> int:
+    """Bytes of a row of distances."""
     whole = CHUNK if size <= STEP else STEP
     return -(-size // whole) * whole
 
