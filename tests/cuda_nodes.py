@@ -15,6 +15,22 @@ from intq.kernels.cuda import binary, pipeline, sass
 ORDERS = (0, -1, 1, 2)  # of a block's lanes: ascending, descending, two shuffles
 
 
+def on_cpu(module: tvm.IRModule, arch: str = "sm_75") -> simt.Kernels:
+    """Kernels to be run lane by lane, by intq's own passes."""
+    with simt.cuda_on_cpu():
+        return simt.Kernels(tvm.compile(module, target=_target(arch), tir_pipeline=pipeline.NAME).mod)
+
+
+def facts(module: tvm.IRModule, arch: str = "sm_75") -> dict[str, sass.Facts]:
+    """What the machine code of each kernel holds."""
+    _, cubin = binary.build(module, _target(arch), arch, tir_pipeline=pipeline.NAME)
+    return sass.facts(cubin)
+
+
+def _target(arch: str) -> tvm.target.Target:
+    return tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
+
+
 @dataclass(frozen=True)
 class Nodes:
     """The kernels of a graph's nodes, compiled when they are first asked for."""
@@ -29,20 +45,13 @@ class Nodes:
         names = {node.name: lower._kernel(node, self.graph.values, self.arch, kernels) for node in self.graph.nodes}
         return names, tvm.IRModule(kernels)
 
-    @property
-    def _target(self) -> tvm.target.Target:
-        return tvm.target.Target({"kind": "cuda", "arch": self.arch}, host="llvm")
-
     @cached_property
     def _on_cpu(self) -> simt.Kernels:
-        with simt.cuda_on_cpu():
-            built = tvm.compile(self._written[1], target=self._target, tir_pipeline=pipeline.NAME)
-        return simt.Kernels(built.mod)
+        return on_cpu(self._written[1], self.arch)
 
     def facts(self) -> dict[str, sass.Facts]:
         """What the machine code of each kernel holds."""
-        _, cubin = binary.build(self._written[1], self._target, self.arch, tir_pipeline=pipeline.NAME)
-        return sass.facts(cubin)
+        return facts(self._written[1], self.arch)
 
     def assert_same(self, *inputs: np.ndarray, order: int = 0) -> None:
         """Every node's kernel gives the reference's integers, from the reference's own inputs of the node."""

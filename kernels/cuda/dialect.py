@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tvm import tirx
 
 from intq.kernels.bodies import TvmDialect, Vector
+from intq.kernels.cuda import newton
 from intq.kernels.cuda.build import registers, store
 
 
@@ -38,7 +40,7 @@ def tables(buffer, size: int, count: int) -> tuple:
 
 
 class HeldDialect(CudaDialect):
-    """What long bodies use again and again, such as a root's argument in each of its rounds, is computed once."""
+    """For what is computed once a row: what a body uses again is held, quotients and roots are a few instructions."""
 
     @staticmethod
     def wide(x: Vector) -> Vector:
@@ -55,6 +57,24 @@ class HeldDialect(CudaDialect):
     @staticmethod
     def clamp(x: Vector, low: int, high: int) -> Vector:
         return held(CudaDialect.clamp(x, low, high).clamped())
+
+    @staticmethod
+    def quotient(n: Vector, d: Vector) -> Vector:
+        return _each(newton.quotient, n, d)
+
+    @staticmethod
+    def reciprocal(d: Vector, bits: int) -> Vector:
+        return _each(lambda part: newton.quotient(tirx.const(1 << bits, "int64"), part), d)
+
+    @staticmethod
+    def isqrt(n: Vector) -> Vector:
+        return _each(newton.isqrt, n)
+
+
+def _each(function: Callable, *operands: Vector) -> Vector:
+    """A function of int64 on every element."""
+    parts = zip(*(CudaDialect.wide(x).parts for x in operands), strict=True)
+    return Vector(tuple(function(*each) for each in parts), "int64")
 
 
 def everywhere(value, count: int) -> Vector:

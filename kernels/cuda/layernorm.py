@@ -1,7 +1,7 @@
 """LayerNorm: a warp for each row's sums, a lane for each row's inverse deviation, then all threads by channel.
 
-Square root and reciprocal are some hundred dependent rounds of 64-bit arithmetic: the rows of a block take them
-together, in the lanes of one warp. The constants of a channel are loaded once for all rows of a block.
+Square root and reciprocal are some two hundred instructions one after another: the rows of a block take them together,
+in the lanes of one warp. The constants of a channel are loaded once for all rows of a block.
 """
 
 from __future__ import annotations

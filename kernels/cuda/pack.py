@@ -77,12 +77,8 @@ def depthwise_weights(weight: np.ndarray) -> np.ndarray:
 
 def distance_rows(table: np.ndarray) -> np.ndarray:
     """(heads, distances, size) int8 with zeros behind the channels: a row is a whole number of chunks and of steps."""
-    return np.pad(table, ((0, 0), (0, 0), (0, distance_depth(table.shape[2]) - table.shape[2])))
-
-
-def distance_depth(size: int) -> int:
-    whole = CHUNK if size <= STEP else STEP
-    return -(-size // whole) * whole
+    size = table.shape[2]
+    return np.pad(table, ((0, 0), (0, 0), (0, -size % (CHUNK if size <= STEP else STEP))))
 
 
 def log_mel_arrays(constants: Mapping[str, np.ndarray]) -> list[np.ndarray]:
