@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 from intq.curves import SEGMENTS
 from intq.errors import IntqError
 from intq.fixedpoint import reciprocal
-from intq.kernels.bodies import Vector, low_words
+from intq.kernels.bodies import Vector
 from intq.kernels.cuda.arch import KB, Arch
 from intq.kernels.cuda.build import (
     WARP,
@@ -45,25 +45,36 @@ from intq.kernels.cuda.build import (
 from intq.kernels.cuda.dialect import CudaDialect, tables
 from intq.kernels.cuda.elements import Elements, width_of
 from intq.kernels.cuda.plan import CHUNK
-from intq.kernels.cuda.tensorcore import MATRIX, byte_permute
+from intq.kernels.cuda.tensorcore import MATRIX, byte_permute, saturated_bytes
 from intq.kernels.reach import SCALARS
-from intq.ops.attention import ZERO_POINT, mean_of, share_of, split, weight_of
+from intq.ops.attention import LARGEST, ZERO_POINT, mean_of, share_of, split, weight_of
 
 ROWS = 16  # queries of a warp
 TOGETHER = 32  # keys whose scores registers hold
 WORDS = CHUNK // 4
-PART = 8  # chunks of a head's channels whose sums registers hold
+PART, FEW = 8, 4  # chunks of a head's channels whose sums registers hold, beside short and beside long queries
 SHARED = 46 * KB  # for keys and values
 ALL = tirx.const(0xFFFFFFFF, "uint32")  # lanes of a warp
 
 
-class NarrowDialect(CudaDialect):
-    """For sums that are known to be in [0, 2**31) when shifted: they are int32 before they are clamped."""
+class ScoreDialect(CudaDialect):
+    """A curve uses its argument again and again: it is computed once."""
+
+    @staticmethod
+    def narrow(x: Vector) -> Vector:
+        return Vector(tuple(T.Bind(part.astype("int32")) for part in x.clamped().parts), "int32")
+
+
+class NarrowDialect(ScoreDialect):
+    """For sums that are known to be in [0, 2**31) when shifted: they are of 32 bits before they are clamped, and have
+    no sign, so that this costs a minimum alone."""
 
     @staticmethod
     def shift_right(x: Vector, shift) -> Vector:
         shifted = CudaDialect.shift_right(x, shift)
-        return low_words(shifted) if shifted.dtype == "int64" else shifted
+        if shifted.dtype != "int64":
+            return shifted
+        return Vector(tuple(part.astype("uint32") for part in shifted.parts), "uint32")
 
 
 class SumDialect(CudaDialect):
@@ -105,7 +116,7 @@ class Heads:
     @property
     def parts(self) -> int:
         """Blocks that share the channels of a head's values; each takes all scores."""
-        return -(-self.size // (CHUNK * PART))
+        return -(-self.size // (CHUNK * (PART if self.chunks <= PART else FEW)))
 
     @property
     def values(self) -> int:
@@ -124,12 +135,13 @@ class Heads:
         )
 
     @property
-    def warps(self) -> int:
-        return self.rows // ROWS
+    def threads(self) -> int:
+        return self.rows // ROWS * WARP
 
     @property
-    def threads(self) -> int:
-        return self.warps * WARP
+    def resident(self) -> int:
+        """Blocks of a multiprocessor at a time. (Of its own accord ptxas would spill a few registers for one more.)"""
+        return 4 if self.chunks <= FEW else 2
 
 
 def _pitch(chunks: int) -> int:
@@ -154,7 +166,8 @@ def attention(
         *tensors, scalars, curve, out = given[len(names) :]
         samples, count = (i32(sizes.get(d, d)) for d in (batch, tokens))
         across = ceil_div(count, heads.rows)
-        with blocks(heads.threads, across, heads.count * heads.parts, samples) as (bx, by, sample, thread):
+        grid = (across, heads.count * heads.parts, samples)
+        with blocks(heads.threads, *grid, resident=heads.resident) as (bx, by, sample, thread):
             head, part = T.Bind(quotient(by, heads.parts)), T.Bind(remainder(by, heads.parts))
             place = _Place(heads, samples, count, sample, head, part, thread)
             scalar = {key: T.Bind(scalars[i]) for i, key in enumerate(SCALARS)}
@@ -347,7 +360,7 @@ class _Starts:
         key = remainder(place.thread, CHUNK)
         order = ((key & 6) << 1) + ((key >> 3) << 1) + (key & 1)  # 2t, 2t + 1, 2t + 8, 2t + 9 lie together
         self.order = T.Bind(quotient(place.thread, CHUNK) * CHUNK + order)
-        self.fetched, self.there = registers(1, "int32"), registers(1, "uint8")
+        self.fetched = registers(1, "int32")
 
     def fetch(self, token) -> None:
         place = self.place
@@ -360,12 +373,11 @@ class _Starts:
             )
             penalty = tirx.Select(kept == tirx.const(0, str(self.mask.dtype)), self.masked, i32(0))
         store(self.fetched, tirx.Select(inside, penalty, self.beyond), 0)
-        store(self.there, inside.astype("uint8"), 0)
 
     def keep(self) -> None:
         with T.If(self.place.thread < self.place.heads.rows), T.Then():
             store(self.penalties, self.fetched[0], self.place.thread)
-            store(self.ones, self.there[0], self.order)
+            store(self.ones, (self.fetched[0] != self.beyond).astype("uint8"), self.order)
 
 
 class _Warp:
@@ -378,6 +390,9 @@ class _Warp:
         self.queries = registers(self.heads.chunks * 2)  # chunk by chunk, eight rows after eight
         self.scores = registers(2 * TOGETHER // MATRIX * 2)
         self.maxima = registers(2, "int32")
+        self.multiplier = shared(1, "int32")
+        with T.If(writer.place.thread == 0), T.Then():
+            store(self.multiplier, writer.scalar["score_multiplier"].astype("int32"), 0)
         self.sums = registers(2 * self.heads.values * 2 * 2)  # of even channels, then of odd ones
         self.totals = registers(2 * 2)  # of weights, in each of a lane's columns
         for row in range(2):
@@ -404,10 +419,12 @@ class _Warp:
         """Weights, their sums and their products with the values."""
         self._score(first, key)
         halves = TOGETHER // CHUNK
+        multiplier = T.Bind(self.multiplier[0])  # here: of a loop's own int32 nvcc knows that 32 bits are enough
         weights = registers(halves * 2)  # a word's four keys are the order of starts.ones
         with unrolled(2) as row, unrolled(halves) as half:
             place = (row * halves + half) * 4
-            store(weights, self._weights(row, [_signed(self.scores[place + i]) for i in range(4)]), half * 2 + row)
+            scores = [_signed(self.scores[place + i]) for i in range(4)]
+            saturated_bytes(weights, half * 2 + row, self._weights(row, scores, multiplier).parts)
         ones = view(self.starts.ones, "uint32", self.heads.rows // 4)
         alive, loaded, right = registers(halves), registers(halves * 2), registers(halves * 2)
         with unrolled(halves) as half:
@@ -485,14 +502,15 @@ class _Warp:
             d = [sums[(row * tiles + tile) * 2 + i] for row in rows for i in range(2)]
             T.evaluate(product(*d, *(word for i, word in enumerate(a) if i % 2 in rows), *b, *d))
 
-    def _weights(self, row, scores: list):
-        """Four weights as a word."""
-        dialect = NarrowDialect if self.writer.narrow else CudaDialect
-        types = {"score_multiplier": "int32", "score_offset": "int64", "score_shift": "int64"}
-        constants = self._constants(4, types) | {"curve": self.curve}
+    def _weights(self, row, scores: list, multiplier) -> Vector:
+        """Of four scores, not yet clamped to bytes."""
+        dialect = NarrowDialect if self.writer.narrow else ScoreDialect
+        constants = self._constants(4, {"score_offset": "int64", "score_shift": "int64"})
+        constants |= {"score_multiplier": _all(multiplier, 4, "int32"), "curve": self.curve}
         below = _all(self.maxima[row], 4, "int32") - Vector(tuple(scores), "int32")
-        weights = weight_of(dialect, below, constants, self.writer.attrs).clamped()
-        return _joined([part.astype("uint32") for part in weights.parts], 8)
+        weights = weight_of(dialect, below, constants, self.writer.attrs)
+        assert weights.bounds == (0, LARGEST)  # which is what bytes saturate to
+        return weights
 
     def _shares(self):
         """Of both rows, the multiplier of their products: even lanes compute the first, odd ones the second."""
