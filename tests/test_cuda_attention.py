@@ -38,7 +38,7 @@ def test_both_ways_to_compute_weights_are_tested():
 @pytest.mark.parametrize("arch", ARCHS)
 def test_attention_of_any_shape(arch):
     many, rng = network("MANY", arch), np.random.default_rng(3)
-    for i, tokens in enumerate((1, 2, 15, 16, 31, 33, 64, 65, 130)):
+    for i, tokens in enumerate((1, 2, 16, 33, 64, 65, 130)):
         assert_same(many, *drawn(MANY, 1 + (tokens < 20), tokens, rng), order=ORDERS[i % len(ORDERS)])
     for draw in ("ends", "one"):
         for tokens, order in zip((7, 65), ORDERS, strict=False):

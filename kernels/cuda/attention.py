@@ -13,7 +13,6 @@ ones, so that a thread ends with four neighbouring channels. Sums of weights are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,10 +20,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.curves import SEGMENTS
-from intq.errors import IntqError
 from intq.fixedpoint import reciprocal
 from intq.kernels.bodies import Vector
-from intq.kernels.cuda.arch import KB, Arch
 from intq.kernels.cuda.build import (
     WARP,
     barrier,
@@ -44,16 +41,14 @@ from intq.kernels.cuda.build import (
 )
 from intq.kernels.cuda.dialect import CudaDialect, tables
 from intq.kernels.cuda.elements import Elements, width_of
+from intq.kernels.cuda.heads import WARP_ROWS, Heads, pitch
+from intq.kernels.cuda.panel import WORDS, Panel, Place
 from intq.kernels.cuda.plan import CHUNK
 from intq.kernels.cuda.tensorcore import MATRIX, byte_permute, saturated_bytes
 from intq.kernels.reach import SCALARS
-from intq.ops.attention import LARGEST, ZERO_POINT, mean_of, share_of, split, weight_of
+from intq.ops.attention import LARGEST, mean_of, share_of, split, weight_of
 
-ROWS = 16  # queries of a warp
 TOGETHER = 32  # keys whose scores registers hold
-WORDS = CHUNK // 4
-PART, FEW = 8, 4  # chunks of a head's channels whose sums registers hold, beside short and beside long queries
-SHARED = 46 * KB  # for keys and values
 ALL = tirx.const(0xFFFFFFFF, "uint32")  # lanes of a warp
 
 
@@ -85,70 +80,6 @@ class SumDialect(CudaDialect):
         return CudaDialect.wide(reciprocal(CudaDialect, CudaDialect.narrow(d), bits))
 
 
-@dataclass(frozen=True)
-class Heads:
-    """``count`` heads of ``size`` channels on an architecture."""
-
-    arch: Arch
-    count: int
-    size: int
-
-    @property
-    def channels(self) -> int:
-        """Of all heads: the distance between tokens."""
-        return self.count * self.size
-
-    @property
-    def high(self) -> int:
-        """Eights of rows that an instruction takes."""
-        return self.arch.int8[0] // MATRIX
-
-    @property
-    def deep(self) -> int:
-        """Chunks of terms that an instruction takes."""
-        return self.arch.int8[2] // CHUNK
-
-    @property
-    def chunks(self) -> int:
-        """Of a query or key, in whole instructions."""
-        return -(-self.size // (CHUNK * self.deep)) * self.deep
-
-    @property
-    def parts(self) -> int:
-        """Blocks that share the channels of a head's values; each takes all scores."""
-        return -(-self.size // (CHUNK * (PART if self.chunks <= PART else FEW)))
-
-    @property
-    def values(self) -> int:
-        """Chunks of a value that a block takes."""
-        return -(-self.size // (CHUNK * self.parts))
-
-    @property
-    def rows(self) -> int:
-        """Queries of a block, and keys that are in shared memory at a time."""
-        for rows in (64, 32):
-            if rows * CHUNK * (_pitch(self.chunks) + _pitch(self.values)) <= SHARED:
-                return rows
-        raise IntqError(
-            f"attention's heads have {self.size} channels, and so many do not fit a GPU's shared memory; "
-            f"use more heads, of 1024 channels at most"
-        )
-
-    @property
-    def threads(self) -> int:
-        return self.rows // ROWS * WARP
-
-    @property
-    def resident(self) -> int:
-        """Blocks of a multiprocessor at a time. (Of its own accord ptxas would spill a few registers for one more.)"""
-        return 4 if self.chunks <= FEW else 2
-
-
-def _pitch(chunks: int) -> int:
-    """Chunks from row to row of shared memory: odd, so that a chunk of eight rows lies in different banks."""
-    return chunks | 1
-
-
 def attention(
     name: str, heads: Heads, attrs: Mapping, narrow: bool, base: int, inputs: list, output: tuple
 ) -> tirx.PrimFunc:
@@ -169,7 +100,7 @@ def attention(
         grid = (across, heads.count * heads.parts, samples)
         with blocks(heads.threads, *grid, resident=heads.resident) as (bx, by, sample, thread):
             head, part = T.Bind(quotient(by, heads.parts)), T.Bind(remainder(by, heads.parts))
-            place = _Place(heads, samples, count, sample, head, part, thread)
+            place = Place(heads, samples, count, sample, head, part, thread)
             scalar = {key: T.Bind(scalars[i]) for i, key in enumerate(SCALARS)}
             _Writer(place, attrs, narrow, base, tensors, scalar, curve, out).write(T.Bind(bx * heads.rows))
 
@@ -177,110 +108,10 @@ def attention(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a block has to do: ``part`` of the channels of a ``head`` of a ``sample``; and a thread of it."""
-
-    heads: Heads
-    samples: object
-    tokens: object
-    sample: object
-    head: object
-    part: object
-    thread: object
-
-    @property
-    def elements(self):
-        """Of q, k, v and the result."""
-        return self.samples * self.tokens * self.heads.channels
-
-    def element(self, token, channel):
-        """The place of a channel of the head."""
-        heads = self.heads
-        return (self.sample * self.tokens + token) * heads.channels + self.head * heads.size + channel
-
-
-class _Panel:
-    """Rows of chunks in shared memory, those of consecutive tokens, and how the block's threads bring them there.
-
-    Zero points are taken off. Where there is no token or channel there are zeros.
-    """
-
-    def __init__(self, place: _Place, buffer, chunks: int, first_chunk, memory):
-        heads = place.heads
-        self.place, self.buffer, self.chunks, self.first_chunk, self.memory = place, buffer, chunks, first_chunk, memory
-        self.pitch = _pitch(chunks) * WORDS
-        self.whole = heads.size % CHUNK == 0 and heads.size == chunks * CHUNK * heads.parts
-        turns = range(-(-heads.rows * chunks // heads.threads))
-        numbers = [T.Bind(place.thread + turn * heads.threads) for turn in turns]
-        self.at = [(T.Bind(quotient(n, chunks)), T.Bind(remainder(n, chunks)), n) for n in numbers]
-        self.fetched = [registers(WORDS) for _ in turns]
-
-    def _turns(self, body: Callable) -> None:
-        """``body(row, chunk, registers)`` of every chunk that the thread brings."""
-        count = self.place.heads.rows * self.chunks
-        for turn, ((row, chunk, number), words) in enumerate(zip(self.at, self.fetched, strict=True)):
-            with when(number < count if (turn + 1) * self.place.heads.threads > count else None):
-                body(row, chunk, words)
-
-    def fetch(self, token) -> None:
-        """Load the chunks of the rows from ``token`` on into registers."""
-        self._turns(lambda row, chunk, words: self._gather(words, T.Bind(token + row), self.first_chunk + chunk))
-
-    def keep(self) -> None:
-        """Store what was fetched."""
-        zero = tirx.Broadcast(tirx.const(ZERO_POINT * 0x01010101, "uint32"), WORDS)
-
-        def body(row, chunk, words):
-            store(self.memory, words[ramp(0, WORDS)] ^ zero, ramp(row * self.pitch + chunk * WORDS, WORDS))
-
-        self._turns(body)
-
-    def load(self, target, at: int, row, chunk, count: int, transposed: bool = False) -> None:
-        """``count`` matrices of eight rows of a chunk, to ``target[at]`` and behind; ``row``: the lane's own."""
-        load = getattr(T.ptx.ldmatrix.sync.aligned.m8n8, f"x{count}")
-        load = (load.trans if transposed else load).shared.b16
-        address = T.address_of(self.memory[row * self.pitch + chunk * WORDS])
-        T.evaluate(load(*[target[at + i] for i in range(count)], address))
-
-    def _gather(self, words, token, chunk) -> None:
-        """A chunk as words, in pieces that are aligned; what is not there has the zero point."""
-        place, heads = self.place, self.place.heads
-        piece = math.gcd(CHUNK, heads.size)
-        dtype, lanes = f"uint{8 * min(piece, 4)}", max(1, piece // 4)
-        nothing = tirx.const(ZERO_POINT * 0x01010101 & (2 ** (8 * min(piece, 4)) - 1), dtype)
-        nothing = nothing if lanes == 1 else tirx.Broadcast(nothing, lanes)
-        source = view(self.buffer, dtype, place.elements // piece if piece > 1 else place.elements)
-        channel = T.Bind(chunk * CHUNK)
-        start = T.Bind(place.element(token, channel))
-        loaded = []
-        for i in range(0, CHUNK, piece):
-            inside = token < place.tokens
-            inside = inside if self.whole else tirx.all(inside, channel + i < heads.size)
-            value = source[ramp(quotient(start + i, piece) * lanes, lanes)]
-            loaded.append(T.Bind(tirx.if_then_else(inside, value, nothing)))
-        if piece >= 4:
-            for i, value in enumerate(loaded):
-                store(words, value, ramp(i * lanes, lanes))
-            return
-        each = 4 // piece
-        for i in range(WORDS):
-            few = [part.astype("uint32") for part in loaded[i * each : (i + 1) * each]]
-            store(words, _joined(few, 8 * piece), i)
-
-
-def _joined(parts: list, bits: int):
-    """A word of parts of so many bits, the first lowest."""
-    word = parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        word = word | (part << tirx.const(i * bits, "uint32"))
-    return word
-
-
-@dataclass(frozen=True)
 class _Writer:
     """The buffers and constants of one kernel, and the code over them."""
 
-    place: _Place
+    place: Place
     attrs: Mapping
     narrow: bool
     base: int
@@ -293,19 +124,19 @@ class _Writer:
         """For the queries from ``first`` on."""
         place, heads, thread = self.place, self.place.heads, self.place.thread
         (q, k, v), bias, mask = split(self.tensors, self.attrs)
-        memory = shared(heads.rows * _pitch(heads.chunks) * WORDS)
-        queries, keys = (_Panel(place, x, heads.chunks, i32(0), memory) for x in (q, k))
-        memory = shared(heads.rows * _pitch(heads.values) * WORDS)
-        values = _Panel(place, v, heads.values, T.Bind(place.part * heads.values), memory)
+        memory = shared(heads.rows * pitch(heads.chunks) * WORDS)
+        queries, keys = (Panel(place, x, heads.chunks, i32(0), memory) for x in (q, k))
+        memory = shared(heads.rows * pitch(heads.values) * WORDS)
+        values = Panel(place, v, heads.values, T.Bind(place.part * heads.values), memory)
         starts = _Starts(place, _one(mask), self.scalar)
         curve, lane = self._table(), T.Bind(remainder(thread, WARP))
         queries.fetch(first)
         queries.keep()
         barrier()
-        row = T.Bind(quotient(thread, WARP) * ROWS)
+        row = T.Bind(quotient(thread, WARP) * WARP_ROWS)
         warp = _Warp(self, T.Bind(first + row), lane, keys, values, starts, curve, _one(bias))
         for chunk in range(heads.chunks):
-            queries.load(warp.queries, chunk * 2, row + remainder(lane, ROWS), chunk, 2)
+            queries.load(warp.queries, chunk * 2, row + remainder(lane, WARP_ROWS), chunk, 2)
         barrier()
         self._sweep([keys, starts], warp, warp.compare)
         warp.agree()
@@ -353,7 +184,7 @@ def _one(found: tuple):
 class _Starts:
     """What scores begin at for the keys that are in shared memory, and ones for those there are, in weights' order."""
 
-    def __init__(self, place: _Place, mask, scalar: Mapping):
+    def __init__(self, place: Place, mask, scalar: Mapping):
         rows = place.heads.rows
         self.place, self.mask, self.penalties, self.ones = place, mask, shared(rows, "int32"), shared(rows, "uint8")
         self.masked, self.beyond = (T.Bind(0 - scalar[name].astype("int32")) for name in ("masked", "beyond"))
@@ -383,7 +214,7 @@ class _Starts:
 class _Warp:
     """16 queries: their sums, eight rows after eight, of each a lane's two neighbours."""
 
-    def __init__(self, writer: _Writer, first, lane, keys: _Panel, values: _Panel, starts: _Starts, curve, bias):
+    def __init__(self, writer: _Writer, first, lane, keys: Panel, values: Panel, starts: _Starts, curve, bias):
         self.writer, self.heads, self.first, self.lane = writer, writer.place.heads, first, lane
         self.keys, self.values, self.starts, self.curve, self.bias = keys, values, starts, curve, bias
         self.row, self.pair = T.Bind(first + quotient(lane, 4)), T.Bind(remainder(lane, 4) * 2)
