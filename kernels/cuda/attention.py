@@ -13,7 +13,6 @@ ones, so that a thread ends with four neighbouring channels. Sums of weights are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,10 +20,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from intq.curves import SEGMENTS
-from intq.errors import IntqError
 from intq.fixedpoint import reciprocal
-from intq.kernels.bodies import Vector, low_words
-from intq.kernels.cuda.arch import KB, Arch
+from intq.kernels.bodies import Vector
 from intq.kernels.cuda.build import (
     WARP,
     barrier,
@@ -44,26 +41,35 @@ from intq.kernels.cuda.build import (
 )
 from intq.kernels.cuda.dialect import CudaDialect, tables
 from intq.kernels.cuda.elements import Elements, width_of
+from intq.kernels.cuda.heads import WARP_ROWS, Heads, pitch
+from intq.kernels.cuda.panel import WORDS, Panel, Place
 from intq.kernels.cuda.plan import CHUNK
-from intq.kernels.cuda.tensorcore import MATRIX, byte_permute
+from intq.kernels.cuda.tensorcore import MATRIX, byte_permute, saturated_bytes
 from intq.kernels.reach import SCALARS
-from intq.ops.attention import ZERO_POINT, mean_of, share_of, split, weight_of
+from intq.ops.attention import LARGEST, mean_of, share_of, split, weight_of
 
-ROWS = 16  # queries of a warp
 TOGETHER = 32  # keys whose scores registers hold
-WORDS = CHUNK // 4
-PART = 8  # chunks of a head's channels whose sums registers hold
-SHARED = 46 * KB  # for keys and values
 ALL = tirx.const(0xFFFFFFFF, "uint32")  # lanes of a warp
 
 
-class NarrowDialect(CudaDialect):
-    """For sums that are known to be in [0, 2**31) when shifted: they are int32 before they are clamped."""
+class ScoreDialect(CudaDialect):
+    """A curve uses its argument again and again: it is computed once."""
+
+    @staticmethod
+    def narrow(x: Vector) -> Vector:
+        return Vector(tuple(T.Bind(part.astype("int32")) for part in x.clamped().parts), "int32")
+
+
+class NarrowDialect(ScoreDialect):
+    """For sums that are known to be in [0, 2**31) when shifted: they are of 32 bits before they are clamped, and have
+    no sign, so that this costs a minimum alone."""
 
     @staticmethod
     def shift_right(x: Vector, shift) -> Vector:
         shifted = CudaDialect.shift_right(x, shift)
-        return low_words(shifted) if shifted.dtype == "int64" else shifted
+        if shifted.dtype != "int64":
+            return shifted
+        return Vector(tuple(part.astype("uint32") for part in shifted.parts), "uint32")
 
 
 class SumDialect(CudaDialect):
@@ -72,69 +78,6 @@ class SumDialect(CudaDialect):
     @staticmethod
     def reciprocal(d: Vector, bits: int) -> Vector:
         return CudaDialect.wide(reciprocal(CudaDialect, CudaDialect.narrow(d), bits))
-
-
-@dataclass(frozen=True)
-class Heads:
-    """``count`` heads of ``size`` channels on an architecture."""
-
-    arch: Arch
-    count: int
-    size: int
-
-    @property
-    def channels(self) -> int:
-        """Of all heads: the distance between tokens."""
-        return self.count * self.size
-
-    @property
-    def high(self) -> int:
-        """Eights of rows that an instruction takes."""
-        return self.arch.int8[0] // MATRIX
-
-    @property
-    def deep(self) -> int:
-        """Chunks of terms that an instruction takes."""
-        return self.arch.int8[2] // CHUNK
-
-    @property
-    def chunks(self) -> int:
-        """Of a query or key, in whole instructions."""
-        return -(-self.size // (CHUNK * self.deep)) * self.deep
-
-    @property
-    def parts(self) -> int:
-        """Blocks that share the channels of a head's values; each takes all scores."""
-        return -(-self.size // (CHUNK * PART))
-
-    @property
-    def values(self) -> int:
-        """Chunks of a value that a block takes."""
-        return -(-self.size // (CHUNK * self.parts))
-
-    @property
-    def rows(self) -> int:
-        """Queries of a block, and keys that are in shared memory at a time."""
-        for rows in (64, 32):
-            if rows * CHUNK * (_pitch(self.chunks) + _pitch(self.values)) <= SHARED:
-                return rows
-        raise IntqError(
-            f"attention's heads have {self.size} channels, and so many do not fit a GPU's shared memory; "
-            f"use more heads, of 1024 channels at most"
-        )
-
-    @property
-    def warps(self) -> int:
-        return self.rows // ROWS
-
-    @property
-    def threads(self) -> int:
-        return self.warps * WARP
-
-
-def _pitch(chunks: int) -> int:
-    """Chunks from row to row of shared memory: odd, so that a chunk of eight rows lies in different banks."""
-    return chunks | 1
 
 
 def attention(
@@ -154,9 +97,10 @@ def attention(
         *tensors, scalars, curve, out = given[len(names) :]
         samples, count = (i32(sizes.get(d, d)) for d in (batch, tokens))
         across = ceil_div(count, heads.rows)
-        with blocks(heads.threads, across, heads.count * heads.parts, samples) as (bx, by, sample, thread):
+        grid = (across, heads.count * heads.parts, samples)
+        with blocks(heads.threads, *grid, resident=heads.resident) as (bx, by, sample, thread):
             head, part = T.Bind(quotient(by, heads.parts)), T.Bind(remainder(by, heads.parts))
-            place = _Place(heads, samples, count, sample, head, part, thread)
+            place = Place(heads, samples, count, sample, head, part, thread)
             scalar = {key: T.Bind(scalars[i]) for i, key in enumerate(SCALARS)}
             _Writer(place, attrs, narrow, base, tensors, scalar, curve, out).write(T.Bind(bx * heads.rows))
 
@@ -164,110 +108,10 @@ def attention(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a block has to do: ``part`` of the channels of a ``head`` of a ``sample``; and a thread of it."""
-
-    heads: Heads
-    samples: object
-    tokens: object
-    sample: object
-    head: object
-    part: object
-    thread: object
-
-    @property
-    def elements(self):
-        """Of q, k, v and the result."""
-        return self.samples * self.tokens * self.heads.channels
-
-    def element(self, token, channel):
-        """The place of a channel of the head."""
-        heads = self.heads
-        return (self.sample * self.tokens + token) * heads.channels + self.head * heads.size + channel
-
-
-class _Panel:
-    """Rows of chunks in shared memory, those of consecutive tokens, and how the block's threads bring them there.
-
-    Zero points are taken off. Where there is no token or channel there are zeros.
-    """
-
-    def __init__(self, place: _Place, buffer, chunks: int, first_chunk, memory):
-        heads = place.heads
-        self.place, self.buffer, self.chunks, self.first_chunk, self.memory = place, buffer, chunks, first_chunk, memory
-        self.pitch = _pitch(chunks) * WORDS
-        self.whole = heads.size % CHUNK == 0 and heads.size == chunks * CHUNK * heads.parts
-        turns = range(-(-heads.rows * chunks // heads.threads))
-        numbers = [T.Bind(place.thread + turn * heads.threads) for turn in turns]
-        self.at = [(T.Bind(quotient(n, chunks)), T.Bind(remainder(n, chunks)), n) for n in numbers]
-        self.fetched = [registers(WORDS) for _ in turns]
-
-    def _turns(self, body: Callable) -> None:
-        """``body(row, chunk, registers)`` of every chunk that the thread brings."""
-        count = self.place.heads.rows * self.chunks
-        for turn, ((row, chunk, number), words) in enumerate(zip(self.at, self.fetched, strict=True)):
-            with when(number < count if (turn + 1) * self.place.heads.threads > count else None):
-                body(row, chunk, words)
-
-    def fetch(self, token) -> None:
-        """Load the chunks of the rows from ``token`` on into registers."""
-        self._turns(lambda row, chunk, words: self._gather(words, T.Bind(token + row), self.first_chunk + chunk))
-
-    def keep(self) -> None:
-        """Store what was fetched."""
-        zero = tirx.Broadcast(tirx.const(ZERO_POINT * 0x01010101, "uint32"), WORDS)
-
-        def body(row, chunk, words):
-            store(self.memory, words[ramp(0, WORDS)] ^ zero, ramp(row * self.pitch + chunk * WORDS, WORDS))
-
-        self._turns(body)
-
-    def load(self, target, at: int, row, chunk, count: int, transposed: bool = False) -> None:
-        """``count`` matrices of eight rows of a chunk, to ``target[at]`` and behind; ``row``: the lane's own."""
-        load = getattr(T.ptx.ldmatrix.sync.aligned.m8n8, f"x{count}")
-        load = (load.trans if transposed else load).shared.b16
-        address = T.address_of(self.memory[row * self.pitch + chunk * WORDS])
-        T.evaluate(load(*[target[at + i] for i in range(count)], address))
-
-    def _gather(self, words, token, chunk) -> None:
-        """A chunk as words, in pieces that are aligned; what is not there has the zero point."""
-        place, heads = self.place, self.place.heads
-        piece = math.gcd(CHUNK, heads.size)
-        dtype, lanes = f"uint{8 * min(piece, 4)}", max(1, piece // 4)
-        nothing = tirx.const(ZERO_POINT * 0x01010101 & (2 ** (8 * min(piece, 4)) - 1), dtype)
-        nothing = nothing if lanes == 1 else tirx.Broadcast(nothing, lanes)
-        source = view(self.buffer, dtype, place.elements // piece if piece > 1 else place.elements)
-        channel = T.Bind(chunk * CHUNK)
-        start = T.Bind(place.element(token, channel))
-        loaded = []
-        for i in range(0, CHUNK, piece):
-            inside = token < place.tokens
-            inside = inside if self.whole else tirx.all(inside, channel + i < heads.size)
-            value = source[ramp(quotient(start + i, piece) * lanes, lanes)]
-            loaded.append(T.Bind(tirx.if_then_else(inside, value, nothing)))
-        if piece >= 4:
-            for i, value in enumerate(loaded):
-                store(words, value, ramp(i * lanes, lanes))
-            return
-        each = 4 // piece
-        for i in range(WORDS):
-            few = [part.astype("uint32") for part in loaded[i * each : (i + 1) * each]]
-            store(words, _joined(few, 8 * piece), i)
-
-
-def _joined(parts: list, bits: int):
-    """A word of parts of so many bits, the first lowest."""
-    word = parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        word = word | (part << tirx.const(i * bits, "uint32"))
-    return word
-
-
-@dataclass(frozen=True)
 class _Writer:
     """The buffers and constants of one kernel, and the code over them."""
 
-    place: _Place
+    place: Place
     attrs: Mapping
     narrow: bool
     base: int
@@ -280,19 +124,19 @@ class _Writer:
         """For the queries from ``first`` on."""
         place, heads, thread = self.place, self.place.heads, self.place.thread
         (q, k, v), bias, mask = split(self.tensors, self.attrs)
-        memory = shared(heads.rows * _pitch(heads.chunks) * WORDS)
-        queries, keys = (_Panel(place, x, heads.chunks, i32(0), memory) for x in (q, k))
-        memory = shared(heads.rows * _pitch(heads.values) * WORDS)
-        values = _Panel(place, v, heads.values, T.Bind(place.part * heads.values), memory)
+        memory = shared(heads.rows * pitch(heads.chunks) * WORDS)
+        queries, keys = (Panel(place, x, heads.chunks, i32(0), memory) for x in (q, k))
+        memory = shared(heads.rows * pitch(heads.values) * WORDS)
+        values = Panel(place, v, heads.values, T.Bind(place.part * heads.values), memory)
         starts = _Starts(place, _one(mask), self.scalar)
         curve, lane = self._table(), T.Bind(remainder(thread, WARP))
         queries.fetch(first)
         queries.keep()
         barrier()
-        row = T.Bind(quotient(thread, WARP) * ROWS)
+        row = T.Bind(quotient(thread, WARP) * WARP_ROWS)
         warp = _Warp(self, T.Bind(first + row), lane, keys, values, starts, curve, _one(bias))
         for chunk in range(heads.chunks):
-            queries.load(warp.queries, chunk * 2, row + remainder(lane, ROWS), chunk, 2)
+            queries.load(warp.queries, chunk * 2, row + remainder(lane, WARP_ROWS), chunk, 2)
         barrier()
         self._sweep([keys, starts], warp, warp.compare)
         warp.agree()
@@ -340,14 +184,14 @@ def _one(found: tuple):
 class _Starts:
     """What scores begin at for the keys that are in shared memory, and ones for those there are, in weights' order."""
 
-    def __init__(self, place: _Place, mask, scalar: Mapping):
+    def __init__(self, place: Place, mask, scalar: Mapping):
         rows = place.heads.rows
         self.place, self.mask, self.penalties, self.ones = place, mask, shared(rows, "int32"), shared(rows, "uint8")
         self.masked, self.beyond = (T.Bind(0 - scalar[name].astype("int32")) for name in ("masked", "beyond"))
         key = remainder(place.thread, CHUNK)
         order = ((key & 6) << 1) + ((key >> 3) << 1) + (key & 1)  # 2t, 2t + 1, 2t + 8, 2t + 9 lie together
         self.order = T.Bind(quotient(place.thread, CHUNK) * CHUNK + order)
-        self.fetched, self.there = registers(1, "int32"), registers(1, "uint8")
+        self.fetched = registers(1, "int32")
 
     def fetch(self, token) -> None:
         place = self.place
@@ -360,24 +204,26 @@ class _Starts:
             )
             penalty = tirx.Select(kept == tirx.const(0, str(self.mask.dtype)), self.masked, i32(0))
         store(self.fetched, tirx.Select(inside, penalty, self.beyond), 0)
-        store(self.there, inside.astype("uint8"), 0)
 
     def keep(self) -> None:
         with T.If(self.place.thread < self.place.heads.rows), T.Then():
             store(self.penalties, self.fetched[0], self.place.thread)
-            store(self.ones, self.there[0], self.order)
+            store(self.ones, (self.fetched[0] != self.beyond).astype("uint8"), self.order)
 
 
 class _Warp:
     """16 queries: their sums, eight rows after eight, of each a lane's two neighbours."""
 
-    def __init__(self, writer: _Writer, first, lane, keys: _Panel, values: _Panel, starts: _Starts, curve, bias):
+    def __init__(self, writer: _Writer, first, lane, keys: Panel, values: Panel, starts: _Starts, curve, bias):
         self.writer, self.heads, self.first, self.lane = writer, writer.place.heads, first, lane
         self.keys, self.values, self.starts, self.curve, self.bias = keys, values, starts, curve, bias
         self.row, self.pair = T.Bind(first + quotient(lane, 4)), T.Bind(remainder(lane, 4) * 2)
         self.queries = registers(self.heads.chunks * 2)  # chunk by chunk, eight rows after eight
         self.scores = registers(2 * TOGETHER // MATRIX * 2)
         self.maxima = registers(2, "int32")
+        self.multiplier = shared(1, "int32")
+        with T.If(writer.place.thread == 0), T.Then():
+            store(self.multiplier, writer.scalar["score_multiplier"].astype("int32"), 0)
         self.sums = registers(2 * self.heads.values * 2 * 2)  # of even channels, then of odd ones
         self.totals = registers(2 * 2)  # of weights, in each of a lane's columns
         for row in range(2):
@@ -404,10 +250,12 @@ class _Warp:
         """Weights, their sums and their products with the values."""
         self._score(first, key)
         halves = TOGETHER // CHUNK
+        multiplier = T.Bind(self.multiplier[0])  # here: of a loop's own int32 nvcc knows that 32 bits are enough
         weights = registers(halves * 2)  # a word's four keys are the order of starts.ones
         with unrolled(2) as row, unrolled(halves) as half:
             place = (row * halves + half) * 4
-            store(weights, self._weights(row, [_signed(self.scores[place + i]) for i in range(4)]), half * 2 + row)
+            scores = [_signed(self.scores[place + i]) for i in range(4)]
+            saturated_bytes(weights, half * 2 + row, self._weights(row, scores, multiplier).parts)
         ones = view(self.starts.ones, "uint32", self.heads.rows // 4)
         alive, loaded, right = registers(halves), registers(halves * 2), registers(halves * 2)
         with unrolled(halves) as half:
@@ -485,14 +333,15 @@ class _Warp:
             d = [sums[(row * tiles + tile) * 2 + i] for row in rows for i in range(2)]
             T.evaluate(product(*d, *(word for i, word in enumerate(a) if i % 2 in rows), *b, *d))
 
-    def _weights(self, row, scores: list):
-        """Four weights as a word."""
-        dialect = NarrowDialect if self.writer.narrow else CudaDialect
-        types = {"score_multiplier": "int32", "score_offset": "int64", "score_shift": "int64"}
-        constants = self._constants(4, types) | {"curve": self.curve}
+    def _weights(self, row, scores: list, multiplier) -> Vector:
+        """Of four scores, not yet clamped to bytes."""
+        dialect = NarrowDialect if self.writer.narrow else ScoreDialect
+        constants = self._constants(4, {"score_offset": "int64", "score_shift": "int64"})
+        constants |= {"score_multiplier": _all(multiplier, 4, "int32"), "curve": self.curve}
         below = _all(self.maxima[row], 4, "int32") - Vector(tuple(scores), "int32")
-        weights = weight_of(dialect, below, constants, self.writer.attrs).clamped()
-        return _joined([part.astype("uint32") for part in weights.parts], 8)
+        weights = weight_of(dialect, below, constants, self.writer.attrs)
+        assert weights.bounds == (0, LARGEST)  # which is what bytes saturate to
+        return weights
 
     def _shares(self):
         """Of both rows, the multiplier of their products: even lanes compute the first, odd ones the second."""

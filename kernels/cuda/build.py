@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -48,13 +48,18 @@ def kernel(
 
 
 @contextmanager
-def blocks(threads: int, x, y=1, z=1):
-    """(block's x, y, z, thread) of a launch of so many blocks of ``threads``."""
+def blocks(threads: int, x, y=1, z=1, resident: int = 0):
+    """(block's x, y, z, thread) of a launch of so many blocks of ``threads``.
+
+    ``resident``: blocks that a multiprocessor has registers for at a time; 0 leaves that to the compiler.
+    """
+    bound = T.attr(i32(0), "tirx.launch_bounds_min_blocks_per_sm", i32(resident)) if resident else nullcontext()
     with (
         T.launch_thread("blockIdx.x", i32(x)) as bx,
         T.launch_thread("blockIdx.y", i32(y)) as by,
         T.launch_thread("blockIdx.z", i32(z)) as bz,
         T.launch_thread("threadIdx.x", i32(threads)) as thread,
+        bound,
     ):
         yield bx, by, bz, thread
 

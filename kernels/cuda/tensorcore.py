@@ -88,3 +88,11 @@ def lay(plan: Plan, sums, number, memory, base, pitch: int, lane) -> None:
 def byte_permute(a, b, selector: int):
     """The bytes of two words that the digits of ``selector`` name, lowest first."""
     return tirx.call_pure_extern("uint32", "__byte_perm", a, b, i32(selector))
+
+
+def saturated_bytes(target, at, numbers) -> None:
+    """Four int32 as a word of bytes, ``target[at]``: each clamped to uint8, the first lowest."""
+    pack = T.ptx.cvt_pack.sat.u8.s32.b32
+    a, b, c, d = numbers
+    T.evaluate(pack(target[at], d, c, tirx.const(0, "uint32")))
+    T.evaluate(pack(target[at], b, a, target[at]))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from tvm import tirx
 
 from intq.graph import Node
-from intq.kernels.cuda import move, windows
-from intq.kernels.cuda.arch import arch_of
-from intq.kernels.cuda.attention import Heads, attention
+from intq.kernels.cuda import heads, move, windows
+from intq.kernels.cuda.attention import attention
 from intq.kernels.cuda.contract import Epilogue, contraction
 from intq.kernels.cuda.elements import Constants
 from intq.kernels.cuda.embedding import embedding
@@ -116,9 +115,9 @@ def _concat(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
 
 
 def _attention(node: Node, inputs, arrays, arch: str) -> tirx.PrimFunc:
-    heads = Heads(arch_of(arch), node.attrs["heads"], node.attrs["size"])
     narrow, base = reach_of(node).narrow, rescale_of(node, inputs).base
-    return attention("kernel", heads, node.attrs, narrow, base, list(map(_tensor, inputs)), _tensor(node.output))
+    tensors = list(map(_tensor, inputs))
+    return attention("kernel", heads.of_node(arch, node), node.attrs, narrow, base, tensors, _tensor(node.output))
 
 
 WRITERS: dict[str, Callable] = {  # by loop; movements each have their own
