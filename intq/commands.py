@@ -219,13 +219,14 @@ def compile_(
     """Compile an artifact into one library.
 
     The library is kept in the artifact, where the other commands and intq.compile load it at once. Without it they
-    compile for this machine and keep theirs.
+    compile for this machine and keep theirs. No GPU is needed to compile for one.
 
     [b]Examples[/]
 
       intq compile resnet50-int8
       intq compile resnet50-int8 --target "llvm -mcpu=icelake-server" -o resnet50-icelake
       intq compile resnet50-int8 --target "llvm -mtriple=aarch64-linux-gnu" -o resnet50-arm
+      intq compile resnet50-int8 --target nvidia/nvidia-t4 -o resnet50-t4
 
     [dim]JSON: {"artifact", "target", "instruction_set", "kernels", "library", "bytes"}[/]
     """

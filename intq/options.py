@@ -290,7 +290,8 @@ Batch = Annotated[int, typer.Option(min=1, help="Examples a batch.")]
 # ---- compile, run ------------------------------------------------------------------------------------------------
 
 Target = Annotated[
-    str, typer.Option(help="[b]cpu[/], which is this machine, or any CPU as a TVM target.", metavar="TARGET")
+    str,
+    typer.Option(help="[b]cpu[/], which is this machine, or any CPU or NVIDIA GPU as a TVM target.", metavar="TARGET"),
 ]
 CopyTo = Annotated[
     Path | None,

@@ -199,7 +199,7 @@ def _kept(folder: Path, structure: str) -> Path:
             failure = error
     if failure and not path.is_file():
         raise IntqError(
-            f"{folder} is compiled for a GPU: {failure}; or, for this machine's processor: intq compile {folder}"
+            f"{folder} is compiled for a GPU: {failure}; for this machine's processor: intq compile {folder}"
         )
     return path
 
