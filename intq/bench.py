@@ -63,6 +63,29 @@ def bench(
     return json.loads(run.stdout)
 
 
+def prediction(
+    graph: Graph, gpu: str, batch: int = 1, sequence: int | None = None, audio: float | None = None
+) -> dict[str, Any]:
+    """The least time of each layer on a GPU, by the model of speed of :mod:`intq.kernels.cuda.speed`.
+
+    The result is JSON: {"model", "gpu", "batch", "sequence", "audio", "ms", "layers": [{"name", "op", "ms", "bound",
+    "filled"}]}. Raises IntqError for a GPU whose limits are not known, or texts or recordings of a wrong length.
+    """
+    speed = import_module("intq.kernels.cuda.speed")
+    length, recordings, card = length_of(graph, sequence, audio), reads_recordings(graph), speed.card(gpu)
+    layers = speed.predicted(graph, card, {"n": batch, "s": length, "t": length})
+    rows = [{"name": p.name, "op": p.op, "ms": 1e3 * p.seconds, "bound": p.bound, "filled": p.filled} for p in layers]
+    return {
+        "model": graph.metadata.get("model", ""),
+        "gpu": card.name,
+        "batch": batch,
+        "sequence": None if recordings or not length else length,
+        "audio": length / graph.metadata.get("sample_rate", SAMPLE_RATE) if recordings else None,
+        "ms": sum(row["ms"] for row in rows),
+        "layers": rows,
+    }
+
+
 def length_of(graph: Graph, sequence: int | None, audio: float | None) -> int:
     """How many tokens or samples to give a network; 0 for an image."""
     value, recordings = graph.inputs[0], reads_recordings(graph)

@@ -12,6 +12,7 @@ import intq
 from intq import artifact, domains, show
 from intq.app import check_output, command, copy_folders, folder_bytes, use_threads
 from intq.bench import bench as measure
+from intq.bench import prediction
 from intq.console import Answer, step
 from intq.errors import IntqError
 from intq.evaluation import glue, measured
@@ -53,6 +54,7 @@ from intq.options import (
     Output,
     Pair,
     PlanFile,
+    Predict,
     Prune,
     Random,
     ResidualBits,
@@ -348,6 +350,7 @@ def bench(
     seconds: Seconds = 3.0,
     latencies: LatencyOutput = None,
     offer: Offer = OFFERED,
+    predict: Predict = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> Answer:
@@ -362,6 +365,7 @@ def bench(
       intq bench mobilenet_v2 --json
       intq bench roberta-base --batch 8 --sequence 128
       intq bench my-resnet/ --latencies times.json --offer W8A8,W4A8
+      intq bench resnet50 --batch 8 --predict nvidia/nvidia-t4
 
     With --latencies it is the table for `intq search --latencies`: each layer's time in each pair of bits. The same
     network with the same offer is measured once on a machine; then the table comes from the cache.
@@ -370,7 +374,9 @@ def bench(
     "instruction_set", "peak_gops", "layers": [{"name", "op", "k", "ms", "gops", "peak_share"}]}; sequence is null for
     what is no text, audio (seconds) for what is no recording. With --latencies: {"latencies", "network", "target",
     "threads", "kept", "other", "layers": {name: {"W4A8": seconds}}}; other: of all that is no layer; kept: the cache's
-    file[/]
+    file. With --predict: {"model", "gpu", "batch", "sequence", "audio", "ms", "layers": [{"name", "op", "ms", "bound",
+    "filled"}]}; bound: by "products", "bytes" or the "gap" between kernels; filled: the share of the products that are
+    taken which the layer needs, null where tensor cores take none[/]
     """
     if latencies:
         if batch != 1:
@@ -387,7 +393,10 @@ def bench(
             domain, checkpoint = opened(network, seed, random=True)
             graph = integer_network(domain, checkpoint, None, seed, random=True)
             artifact.save(graph, folder)
-        artifact.load(folder)
+        graph = artifact.load(folder)
+        if predict:
+            value = prediction(graph, predict, batch, sequence, audio)
+            return Answer(value, show.prediction(value))
         compiled(folder, threads)
         with step(f"Timing {network}"):
             value = measure(folder, threads, batch, sequence, audio, seconds)

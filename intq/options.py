@@ -337,3 +337,11 @@ Audio = Annotated[
     float | None, typer.Option(min=0.01, metavar="SECONDS", help="The length of each recording.", show_default="10")
 ]
 Seconds = Annotated[float, typer.Option(min=0, help="Time the whole network for so long.")]
+Predict = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU",
+        help="Instead tell the least time of each layer on a GPU that need not be here, from its published limits: "
+        "nvidia/nvidia-t4, nvidia/nvidia-a100 or nvidia/nvidia-h100.",
+    ),
+]

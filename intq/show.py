@@ -182,6 +182,27 @@ def timing(value: dict[str, Any], most: int = 12) -> tuple:
     )
 
 
+def prediction(value: dict[str, Any], most: int = 20) -> tuple:
+    """`intq bench --predict` for people: the layers that take longest."""
+    layers = value["layers"]
+    slowest = sorted(layers, key=lambda layer: -layer["ms"])[:most]
+    titles = (Column("ms", justify="right"), Column("bound by"), Column("tiles filled", justify="right"))
+    table = Table("layer", "op", *titles, box=None, header_style="dim")
+    for layer in slowest:
+        filled = "" if layer["filled"] is None else f"{100 * layer['filled']:.0f} %"
+        table.add_row(escape(layer["name"]), layer["op"], f"{layer['ms']:.4f}", layer["bound"], filled)
+    counts = ", ".join(
+        f"{sum(layer['bound'] == bound for layer in layers)} by {words}"
+        for bound, words in (("products", "products"), ("bytes", "bytes"), ("gap", "the gap between kernels"))
+    )
+    return (
+        f"[b]{escape(value['model'])}[/], batch {value['batch']}, on a {value['gpu']}: [b]{value['ms']:.3f} ms[/] at "
+        f"least, by the GPU's published limits; nothing was measured",
+        f"\nThe longest {len(slowest)} of {len(layers)} kernels; bound are {counts}:",
+        table,
+    )
+
+
 def latencies(value: dict[str, Any], most: int = 12) -> tuple:
     """`intq bench --latencies` for people: the slowest layers and the whole, in ms."""
     layers = value["layers"]
