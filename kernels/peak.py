@@ -14,9 +14,15 @@ OPERATIONS = {"amx": 2 * 16 * 16 * 64, "vnni": 2 * 64, "avx2": 2 * 16, "plain": 
 
 
 def peak(instruction_set: str, threads: int) -> float:
-    """Operations (multiplications and additions) a second of ``threads`` threads, the best of a few milliseconds."""
-    from intq.kernels import runtime
+    """Operations (multiplications and additions) a second of ``threads`` threads, the best of a few milliseconds.
 
+    Of a GPU what its tensor cores take at its highest clock: a number of its makers, not a measurement.
+    """
+    from intq.kernels import runtime
+    from intq.kernels.library import is_gpu
+
+    if is_gpu(instruction_set):
+        return _of_gpu(instruction_set)
     if instruction_set not in OPERATIONS:
         raise IntqError(f"there is no instruction set {instruction_set!r}: {', '.join(OPERATIONS)}")
     loop = _loop(instruction_set)
@@ -42,3 +48,11 @@ def _loop(instruction_set: str):
 
     module = tvm.IRModule({"peak": loop(instruction_set, TURNS, INSTRUCTIONS)})
     return tvm.compile(module, target=choose("cpu", instruction_set).target)["peak"]
+
+
+def _of_gpu(instruction_set: str) -> float:
+    from intq.kernels.cuda import driver
+    from intq.kernels.cuda.arch import arch_of
+
+    gpu = driver.check(instruction_set)
+    return 2.0 * arch_of(instruction_set).products * gpu.multiprocessors * gpu.clock

@@ -324,6 +324,7 @@ INSTRUCTIONS: dict[str, Callable[..., str]] = {
     r"cvt\.pack\.sat\.([us])(2|4|8|16)\.s32(?:\.b32)?": lambda match, d, a, b, c="0": (
         f"{d} = simt::pack({a}, {b}, {c}, {match[2]}, {int(match[1] == 's')});"
     ),
+    r"mul\.wide\.s32": lambda _, d, a, b: f"{d} = (int64_t)(int32_t)({a}) * (int32_t)({b});",
     r"mul\.hi\.s32": lambda _, d, a, b: f"{d} = __mulhi({a}, {b});",
     r"mul\.hi\.u32": lambda _, d, a, b: f"{d} = __umulhi({a}, {b});",
 }

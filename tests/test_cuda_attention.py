@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from attentions import INT16, attention, drawn, side_by_side
-from on_gpu import ORDERS, assert_same, simulated
+from cuda_nodes import ORDERS, Nodes
 
 from intq.errors import IntqError
 from intq.graph import Graph
@@ -29,7 +29,7 @@ LARGE = side_by_side(attention(0, 1, 640))
 
 @cache
 def network(graph: str, arch: str):
-    return simulated(globals()[graph], arch)
+    return Nodes(globals()[graph], arch)
 
 
 def test_both_ways_to_compute_weights_are_tested():
@@ -40,23 +40,23 @@ def test_both_ways_to_compute_weights_are_tested():
 def test_attention_of_any_shape(arch):
     many, rng = network("MANY", arch), np.random.default_rng(3)
     for i, tokens in enumerate((1, 2, 16, 33, 64, 65, 130)):
-        assert_same(many, *drawn(MANY, 1 + (tokens < 20), tokens, rng), order=ORDERS[i % len(ORDERS)])
+        many.assert_same(*drawn(MANY, 1 + (tokens < 20), tokens, rng), order=ORDERS[i % len(ORDERS)])
     for draw in ("ends", "one"):
         for tokens, order in zip((7, 65), ORDERS, strict=False):
-            assert_same(many, *drawn(MANY, 2, tokens, rng, draw), order=order)
+            many.assert_same(*drawn(MANY, 2, tokens, rng, draw), order=order)
 
 
 def test_many_tokens():
     rng, (inputs, node) = np.random.default_rng(4), attention(0, 1, 32)
     graph = Graph(inputs, (node,), (node.name,))
     for draw in ("all", "ends"):
-        assert_same(simulated(graph, "sm_75"), *drawn(graph, 1, 512, rng, draw))
+        Nodes(graph, "sm_75").assert_same(*drawn(graph, 1, 512, rng, draw))
 
 
 def test_large_heads():
     rng = np.random.default_rng(5)
     for tokens in (9, 70):
-        assert_same(network("LARGE", "sm_75"), *drawn(LARGE, 1, tokens, rng))
+        network("LARGE", "sm_75").assert_same(*drawn(LARGE, 1, tokens, rng))
 
 
 def test_heads_that_are_too_large():

@@ -112,7 +112,8 @@ int cuDeviceGetCount(int* count) { *count = number("COUNT", 1); return 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal < number("COUNT", 1) ? 0 : 101; }
 int cuDeviceGetName(char* name, int size, int device) { strncpy(name, "Pretended GPU", size); return 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == 75 ? number("MAJOR", 7) : attribute == 76 ? number("MINOR", 5) : attribute == 16 ? 40 : -1;
+  *value = attribute == 75 ? number("MAJOR", 7) : attribute == 76 ? number("MINOR", 5) : attribute == 16 ? 40
+    : attribute == 13 ? 1590000 : -1;
   return 0;
 }
 int cuGetErrorName(int code, const char** text) { *text = "CUDA_ERROR_INVALID_DEVICE"; return 0; }
@@ -157,7 +158,7 @@ def driver(tmp_path_factory, root) -> Machine:
 
 
 def test_the_driver_describes_the_gpu(driver):
-    expected = "Device(number=0, name='Pretended GPU', capability=(7, 5), multiprocessors=40)"
+    expected = "Device(number=0, name='Pretended GPU', capability=(7, 5), multiprocessors=40, clock=1590000000)"
     assert driver("driver.device()") == expected
     assert driver("driver.check('sm_75')") == expected
     assert driver("driver.check('sm_80')", MAJOR=8, MINOR=6) == expected.replace("(7, 5)", "(8, 6)")

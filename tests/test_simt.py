@@ -199,7 +199,7 @@ def test_shuffles_and_votes(order):
 def test_arithmetic_instructions(seed):
     x = np.random.default_rng(seed).integers(-(2**31), 2**31, (3, 32)).astype(np.int32)
     x[:, ::5] %= 300  # near the ends of a byte
-    out = np.zeros((6, 32), np.int32)
+    out = np.zeros((7, 32), np.int32)
     arithmetic()(x, out, 1, 32)
     a, b, c = x.astype(np.int64)
     assert np.array_equal(out[0], a * b >> 32)
@@ -210,6 +210,7 @@ def test_arithmetic_instructions(seed):
     octets = np.concatenate([x[0].view(np.uint8).reshape(32, 4), x[1].view(np.uint8).reshape(32, 4)], 1)
     assert np.array_equal(out[4].view(np.uint8).reshape(32, 4), octets[:, [7, 0, 5, 2]])
     bytes_ = x[0].view(np.uint8).reshape(32, 4).astype(np.int64), x[1].view(np.int8).reshape(32, 4).astype(np.int64)
+    assert np.array_equal(out[6], (a * b >> 16).astype(np.int32))
     assert np.array_equal(out[5], ((bytes_[0] * bytes_[1]).sum(1) + c).astype(np.int32))
 
 
@@ -225,7 +226,8 @@ def arithmetic():
         + ternary.format("lop3.b32", ", 0xEA", 64)
         + ternary.format("cvt.pack.sat.s8.s32.b32", "", 96)
         + 'asm("prmt.b32 %0, %1, %2, 0x2507;" : "=r"(out[128]) : "r"(a), "r"(b));'
-        + ternary.format("dp4a.u32.s32", "", 160),
+        + ternary.format("dp4a.u32.s32", "", 160)
+        + 'long long w; asm("mul.wide.s32 %0, %1, %2;" : "=l"(w) : "r"(a), "r"(b)); out[192] = (int)(w >> 16);',
     )
 
 

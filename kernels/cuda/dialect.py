@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 from intq.kernels.bodies import TvmDialect, Vector
 from intq.kernels.cuda import newton
 from intq.kernels.cuda.build import registers, store
 
+# Of an operand that stays the same in a loop nvcc widens once and then multiplies all 64 bits, in five instructions.
+_PRODUCT = """
+__forceinline__ __device__ int64_t intq_product(int a, int b) {
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Wide(Vector):
+    """int64 of the int32 elements ``narrow``: two of them are multiplied by one instruction."""
+
+    narrow: tuple = ()
+
+    def _operate(self, other, operation) -> Vector:
+        return Vector(self.parts, self.dtype)._operate(other, operation)
+
+    def __mul__(self, other) -> Vector:
+        if not isinstance(other, Wide):
+            return super().__mul__(other)
+        pairs = zip(self.narrow, other.narrow, strict=True)
+        return Vector(tuple(_product(a, b) for a, b in pairs), "int64")
+
+
+def _product(a, b):
+    return T.cuda.func_call("intq_product", a, b, source_code=_PRODUCT, return_type="int64")
+
 
 class CudaDialect(TvmDialect):
     """A :class:`Vector` has a part for each element; none is paired."""
+
+    @staticmethod
+    def wide(x: Vector) -> Vector:
+        x = x.clamped()
+        return Wide(TvmDialect.wide(x).parts, "int64", narrow=x.parts) if x.dtype == "int32" else x
 
     @staticmethod
     def where(condition: Vector, a: Vector, b: Vector) -> Vector:
@@ -44,7 +79,7 @@ class HeldDialect(CudaDialect):
 
     @staticmethod
     def wide(x: Vector) -> Vector:
-        return x if x.dtype == "int64" and x.bounds is None else held(CudaDialect.wide(x))
+        return x if x.dtype == "int64" and x.bounds is None else held(TvmDialect.wide(x))
 
     @staticmethod
     def narrow(x: Vector) -> Vector:

@@ -16,17 +16,18 @@ from intq.kernels.cuda import toolkit
 from intq.kernels.cuda.arch import arch_of
 
 OLDEST = 13000  # the driver's number of CUDA 13.0
-_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CU_DEVICE_ATTRIBUTE_...
+_MULTIPROCESSORS, _CLOCK, _MAJOR, _MINOR = 16, 13, 75, 76  # CU_DEVICE_ATTRIBUTE_...
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: ``capability`` (7, 5) is of the architecture sm_75."""
+    """A GPU: ``capability`` (7, 5) is of the architecture sm_75; ``clock``: cycles a second, the most it has."""
 
     number: int
     name: str
     capability: tuple[int, int]
     multiprocessors: int
+    clock: int
 
 
 @cache
@@ -72,11 +73,12 @@ def device(number: int = 0) -> Device:
     _call(driver, "cuDeviceGet", ctypes.byref(handle), number)
     _call(driver, "cuDeviceGetName", name, len(name), handle)
     found = []
-    for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS):
+    for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS, _CLOCK):
         value = ctypes.c_int()
         _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, handle)
         found.append(value.value)
-    return Device(number, name.value.decode(errors="replace"), (found[0], found[1]), found[2])
+    major, minor, multiprocessors, kilohertz = found
+    return Device(number, name.value.decode(errors="replace"), (major, minor), multiprocessors, 1000 * kilohertz)
 
 
 @cache
