@@ -375,8 +375,8 @@ def bench(
     what is no text, audio (seconds) for what is no recording. With --latencies: {"latencies", "network", "target",
     "threads", "kept", "other", "layers": {name: {"W4A8": seconds}}}; other: of all that is no layer; kept: the cache's
     file. With --predict: {"model", "gpu", "batch", "sequence", "audio", "ms", "layers": [{"name", "op", "ms", "bound",
-    "filled"}]}; bound: by "products", "bytes" or the "gap" between kernels; filled: the share of the products that are
-    taken which the layer needs, null where tensor cores take none[/]
+    "filled"}]}; bound: by "products", "operands" on their way to them, "bytes" of memory or the "gap" between kernels;
+    filled: the share of the products that are taken which the layer needs, null where tensor cores take none[/]
     """
     if latencies:
         if batch != 1:

@@ -193,12 +193,12 @@ def prediction(value: dict[str, Any], most: int = 20) -> tuple:
         table.add_row(escape(layer["name"]), layer["op"], f"{layer['ms']:.4f}", layer["bound"], filled)
     counts = ", ".join(
         f"{sum(layer['bound'] == bound for layer in layers)} by {words}"
-        for bound, words in (("products", "products"), ("bytes", "bytes"), ("gap", "the gap between kernels"))
+        for bound, words in {"products": "products", "operands": "bringing operands", "bytes": "bytes"}.items()
     )
     return (
         f"[b]{escape(value['model'])}[/], batch {value['batch']}, on a {value['gpu']}: [b]{value['ms']:.3f} ms[/] at "
         f"least, by the GPU's published limits; nothing was measured",
-        f"\nThe longest {len(slowest)} of {len(layers)} kernels; bound are {counts}:",
+        f"\nThe longest {len(slowest)} of {len(layers)} kernels; bound are {counts}, others by the gap between them:",
         table,
     )
 

@@ -10,8 +10,8 @@ from graphs import every_operation, narrowed, random_graph
 
 from intq.graph import Graph, Node
 from intq.kernels import lower
-from intq.kernels.cuda import sass
-from intq.kernels.cuda.plan import is_depthwise, of_node
+from intq.kernels.cuda import plan, sass
+from intq.kernels.cuda.plan import TILES, is_depthwise, of_node
 from intq.kernels.cuda.writers import WRITERS
 from intq.ops import OPS
 from intq.value import bind_shape
@@ -92,6 +92,20 @@ def test_shapes(make, sizes, arch):
     for (n, s), order in zip(sizes, ORDERS * len(sizes), strict=False):
         network.assert_same(*drawn(graph, n, s, rng), order=order)
     network.assert_same(*drawn(graph, 1, 9, rng, "high"))
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+def test_every_tile(tile, arch, monkeypatch):
+    """Of 8 and of 4 bits, with rows and columns that fill a tile and that do not."""
+    monkeypatch.setattr(plan, "tile_for", lambda *_: tile)
+    rng = np.random.default_rng(3)
+    (x,), wide = convolution(0, rng, 9, 8, 16, 150, (3, 3), (1, 1), (1, 1, 1, 1))
+    (few,), narrow = convolution(1, rng, 5, 4, 64, 20, (2, 3), (1, 1), (0, 0, 0, 0))
+    graph = Graph((x, replace(few, high=15)), (wide, with_padding(narrow, 15)), (wide.name, narrow.name))
+    network = Nodes(narrowed(graph, {narrow.name: 4}), arch)
+    network.assert_same(*drawn(graph, 3, 1, rng))
+    assert {of_node(arch, node, x).tile for node in graph.nodes} == {tile}
 
 
 def test_random_networks():

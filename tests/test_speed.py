@@ -51,7 +51,7 @@ def test_a_network_by_the_command():
     found = answer("bench", "small_resnet", "--predict", "nvidia/nvidia-t4", "--batch", 8)
     assert found["gpu"] == "T4" and found["batch"] == 8 and found["sequence"] is None
     assert found["ms"] == pytest.approx(sum(layer["ms"] for layer in found["layers"]))
-    assert {layer["bound"] for layer in found["layers"]} <= {"products", "bytes", "gap"}
+    assert {layer["bound"] for layer in found["layers"]} <= {"products", "operands", "bytes", "gap"}
     assert "no published limits of 'nvidia/nvidia-v100'" in complaint(
         "bench", "small_resnet", "--predict", "nvidia/nvidia-v100"
     )

@@ -12,7 +12,7 @@ cores multiply such (``nibbles``). Weights of fewer bits than the product takes 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,13 @@ from intq.value import Value
 STEP, CHUNK = 64, 16  # bytes
 SWIZZLE = 4  # chunks of a step, whose order differs from row to row
 NIBBLE = 15  # the largest activation that fits 4 bits
+SHARED_RATE = 128  # bytes a cycle into and out of a multiprocessor's shared memory
+# Bytes a cycle that a multiprocessor gets from the second cache: T4's 1270 GB/s as Jia et al. measured ("Dissecting the
+# NVidia Turing T4 GPU via microbenchmarking", 2019), A100's 5120 bytes a cycle by NVIDIA; of others an assumption.
+CACHE_RATE, USUAL_CACHE_RATE = {"sm_75": 20, "sm_80": 47}, 32
+ENDS = 2  # steps that the first loads and the rescale of a block take as long as
+MULTIPROCESSORS, USUAL = {"sm_75": 40, "sm_80": 108, "sm_90": 132}, 84  # of T4, A100, H100, and of others
+SAMPLES, PLACES = 8, 128  # of a usual batch; tokens or frames of each
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,18 @@ class Tile:
     @property
     def threads(self) -> int:
         return 32 * math.prod(self.warps)
+
+    def cycles(self, arch: Arch) -> tuple[float, float]:
+        """(until the products of a step are taken, until its operands are brought to them), at least.
+
+        Operands come through the second cache, into shared memory and out of it, by as many warps as need them; all
+        blocks of a multiprocessor share these and its tensor cores. Nibbles are twice as many products, taken at twice
+        the rate.
+        """
+        read = (self.rows + self.columns) * STEP
+        shared = read + math.prod(self.warps) * sum(self.warp) * STEP
+        brought = max(read / CACHE_RATE.get(arch.name[:5], USUAL_CACHE_RATE), shared / SHARED_RATE)
+        return self.rows * self.columns * STEP / arch.products, brought
 
     @property
     def warp(self) -> tuple[int, int]:
@@ -110,11 +129,21 @@ class Plan:
         return (oh if h else 0), ow
 
 
-def tile_for(arch: Arch, rows: int, columns: int) -> Tile:
-    """The tile for so many columns and, where they are known (else 0), rows of one sample."""
-    if columns <= 32:
-        return Tile(128, 32, (4, 1))
-    return Tile(128, 64, (2, 2))
+TILES = (
+    *(Tile(128, 128, (2, 4)), Tile(128, 64, (2, 2)), Tile(128, 32, (4, 1)), Tile(128, 16, (4, 1))),
+    *(Tile(64, 64, (2, 2)), Tile(64, 32, (2, 1)), Tile(32, 64, (1, 2)), Tile(32, 32, (1, 1))),
+)
+
+
+def tile_for(arch: Arch, rows: int, columns: int, steps: int, groups: int = 1) -> Tile:
+    """The tile whose blocks the busiest multiprocessor of a usual card ends first with; of equals the largest."""
+    card = MULTIPROCESSORS.get(arch.name[:5], USUAL)
+
+    def cost(tile: Tile) -> float:
+        blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * groups
+        return -(-blocks // card) * (steps + ENDS) * max(tile.cycles(arch))
+
+    return min(TILES, key=cost)
 
 
 def of_node(arch_name: str, node: Node, x: Value) -> Plan:
@@ -130,10 +159,15 @@ def of_node(arch_name: str, node: Node, x: Value) -> Plan:
         stride, padding, dilation = (a["stride"], 1), (before, 0, after, 0), (a["dilation"], 1)
         source = (0 if isinstance(x.shape[1], str) else x.shape[1], 1, x.channels)
     nibbles = arch.int4 is not None and in_nibbles(node, x)
-    co = weight.shape[0]
-    tile = tile_for(arch, 0, co // groups)
-    geometry = map(tuple, (source, kernel, stride, padding, dilation))
-    return Plan(arch_name, *geometry, groups, co, nibbles, tile)
+    geometry = tuple(map(tuple, (source, kernel, stride, padding, dilation)))
+    plan = Plan(arch_name, *geometry, groups, weight.shape[0], nibbles, TILES[0])
+    return replace(plan, tile=tile_for(arch, _usual_rows(node), plan.columns, plan.steps, groups))
+
+
+def _usual_rows(node: Node) -> int:
+    """Of A, all groups alike, when a network is used as it often is."""
+    _, *rest = node.output.shape[:-1]
+    return SAMPLES * math.prod(PLACES if isinstance(size, str) else size for size in rest)
 
 
 def in_nibbles(node: Node, x: Value) -> bool:

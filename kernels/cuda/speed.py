@@ -1,11 +1,12 @@
 """A model of speed: how long each layer takes at least on a GPU, from the GPU's published limits and our own tiles.
 
 A kernel cannot end before
-    its products are taken:  ceil(blocks / multiprocessors) * products of a block / (products a second of one of them),
-                             blocks and products as :mod:`intq.kernels.cuda.plan` cuts them, what fills tiles included;
-    its bytes have moved:    (inputs + constants + output) / bandwidth, each byte once;
+    its products are taken:   ceil(blocks / multiprocessors) * products of a block / (products a second of one of them),
+                              blocks and products as :mod:`intq.kernels.cuda.plan` cuts them, what fills tiles included;
+    its operands are brought: the same, by the bytes that blocks read through the second cache and shared memory;
+    its bytes have moved:     (inputs + constants + output) / bandwidth, each byte once;
 and another one begins GAP after it. What it tells is not how long a kernel takes (latencies, bank conflicts and the
-rescale come on top) but which of the three it is bound by, and how much of its tiles is filled with work.
+rescale come on top) but which of these it is bound by, and how much of its tiles is filled with work.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """A layer's least time in seconds and what it is ``bound`` by: "products", "bytes", or the "gap" between kernels.
+    """A layer's least time in seconds, and what it is ``bound`` by: "products", "operands", "bytes", or the "gap"
+    between kernels.
 
     ``filled``: the share of the products taken that are the layer's own; None where tensor cores take none."""
 
@@ -76,20 +78,21 @@ def _of_node(node: Node, graph: Graph, card: Card, sizes: dict[str, int]) -> Pre
         most = 2 * _bytes(node.output, sizes)
         constants = [min(most, size) for size in constants]
     moved = sum(constants) + sum(_bytes(value, sizes) for value in (*inputs, node.output))
-    moving, (taken, own, rate) = moved / (card.bandwidth * 1e9), _products(node, inputs[0], card, sizes)
+    moving, (taken, brought, own, rate) = moved / (card.bandwidth * 1e9), _products(node, inputs[0], card, sizes)
     taking = taken / (rate * 1e12 / 2 / card.multiprocessors)
-    longest = max(moving, taking, GAP)
-    bound = "products" if longest == taking else "bytes" if longest == moving else "gap"
+    times = {"products": taking, "operands": taking * brought, "bytes": moving, "gap": GAP}
+    bound = max(times, key=times.get)
     filled = own / (taken * card.multiprocessors) if taken else None
-    return Prediction(node.name, node.op, max(moving, taking) + GAP, bound, filled)
+    return Prediction(node.name, node.op, max(taking, taking * brought, moving) + GAP, bound, filled)
 
 
 def _bytes(value: Value, sizes: dict[str, int]) -> int:
     return math.prod(bind_shape(value.shape, sizes)) * BYTES[value.dtype]
 
 
-def _products(node: Node, x: Value, card: Card, sizes: dict[str, int]) -> tuple[float, float, float]:
-    """(products that the busiest multiprocessor takes, those of the layer, 10**12 operations a second of its kind)."""
+def _products(node: Node, x: Value, card: Card, sizes: dict[str, int]) -> tuple[float, float, float, float]:
+    """(products that the busiest multiprocessor takes, how many times as long it is to bring their operands, those of
+    the layer, 10**12 operations a second of its kind)."""
     shape = bind_shape(node.output.shape, sizes)
     if node.op == "attention":  # the first product is taken twice, see intq.kernels.cuda.attention
         (n, tokens, _), layout = shape, heads.of_node(card.arch, node)
@@ -97,11 +100,13 @@ def _products(node: Node, x: Value, card: Card, sizes: dict[str, int]) -> tuple[
         of_block = layout.rows * tiles * layout.rows * CHUNK * (2 * layout.chunks + layout.values)
         blocks = n * layout.count * tiles * layout.parts
         own = 2 * n * layout.count * tokens**2 * layout.size
-        return of_block * -(-blocks // card.multiprocessors), own, card.int8
+        return of_block * -(-blocks // card.multiprocessors), 1.0, own, card.int8
     if "weight" not in node.constants or is_depthwise(plan := of_node(card.arch, node, x)):
-        return 0.0, 0.0, card.int8
+        return 0.0, 1.0, 0.0, card.int8
     rows, tile = math.prod(shape[:-1]), plan.tile
     blocks = -(-rows // tile.rows) * plan.column_tiles * plan.groups
     of_block = tile.rows * tile.columns * plan.steps * STEP * plan.per_byte
     own = rows * plan.k * plan.co
-    return of_block * -(-blocks // card.multiprocessors), own, card.int4 if plan.nibbles else card.int8
+    taking, bringing = tile.cycles(plan.arch)
+    rate = card.int4 if plan.nibbles else card.int8
+    return of_block * -(-blocks // card.multiprocessors), bringing / taking, own, rate
