@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Staged:
 @dataclass(frozen=True)
 class Place:
     """``area(size)``: so many bytes. ``part(area, start, shape, dtype)``: what kernels take of a value in it.
+    ``refuse(shapes)``: raises IntqError if values of these shapes, by name, are too large for its kernels.
     ``staged(part)``: the value as the processor has it. ``repeated(calls)``: runs these calls, one after the other, as
     quickly as can be when that is done again and again, and returns when they have run. ``seconds(call)``: how long a
     call takes.
@@ -38,6 +39,7 @@ class Place:
     staged: Callable[[Any], Staged]
     repeated: Callable[[Sequence[Call]], Call]
     seconds: Callable[[Call], float]
+    refuse: Callable[[Mapping[str, tuple]], None] = lambda shapes: None
 
 
 def processor(tensor: Callable[[np.ndarray], Any]) -> Place:

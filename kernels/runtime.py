@@ -145,6 +145,7 @@ class Network:
             if 0 in shapes[value.name][0][1:]:
                 given = ", ".join(f"{size} along {name!r}" for name, size in list(sizes.items())[1:])
                 raise IntqError(f"{given} leave nothing of {value.name} {value.shape}; give longer inputs")
+        self._memory.place.refuse({name: shape for name, (shape, _) in shapes.items()})
         views = {layer.name: layer.inputs[0] for layer in self.layers if not layer.kernel}
         memory, tensors = self._memory, {}
         if not memory.fits(sizes):

@@ -7,6 +7,7 @@ from graphs import random_graph
 
 from intq.errors import IntqError
 from intq.kernels import lower, runtime
+from intq.kernels.cuda.place import refuse
 from intq.kernels.place import Place, Staged, processor
 
 
@@ -62,6 +63,13 @@ def test_values_are_brought_to_the_kernels_and_back(tmp_path, monkeypatch):
     )  # the batch of 3, whose plan came again: it needed more memory, and that of 1 was made anew
     times = network.time_layers(pixels, repeats=2)
     assert all(times[layer.name] > 0 for layer in network.layers if layer.kernel)
+
+
+@pytest.mark.parametrize("shape", [(70_000, 3), (60_000, 224, 224, 3)])
+def test_values_too_large_for_a_gpu_are_refused(shape):
+    refuse({"x": (65_535, 32_767), "scalar": (1,)})
+    with pytest.raises(IntqError, match=r"y would be .* fewer inputs"):
+        refuse({"x": (3,), "y": shape})
 
 
 def test_an_artifact_for_a_gpu_is_refused_without_one(tmp_path):

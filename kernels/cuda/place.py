@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from intq.kernels.cuda import driver, toolkit
 from intq.kernels.place import Call, Place, Staged
 
 CUDA, PINNED = 2, 3  # DLPack's numbers of a GPU's memory, and of the processor's that a GPU reads by itself
+MOST_SAMPLES = 65535  # of a grid's second and third axis
 RELAXED = 2  # cudaStreamCaptureModeRelaxed: what other threads do is their affair
 
 
@@ -108,4 +109,14 @@ def gpu(device: driver.Device, runtime) -> Place:
             check(cuda.cudaEventDestroy(event))
         return milliseconds.value / 1000
 
-    return Place(area, part, staged, repeated, seconds)
+    return Place(area, part, staged, repeated, seconds, refuse)
+
+
+def refuse(shapes: Mapping[str, tuple]) -> None:
+    """Raises IntqError if values of these shapes are too large for 32-bit places, or samples for a grid of blocks."""
+    for name, shape in shapes.items():
+        if math.prod(shape) >= 2**31 or shape[0] > MOST_SAMPLES:
+            raise IntqError(
+                f"{name} would be {shape}; a GPU's kernels take values of less than 2**31 elements and at most "
+                f"{MOST_SAMPLES} samples: give fewer inputs at a time"
+            )
