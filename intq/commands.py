@@ -35,6 +35,7 @@ from intq.options import (
     Bits,
     Calibration,
     Checkpoint,
+    Constants,
     CopyTo,
     Download,
     FloatOrFolder,
@@ -216,6 +217,7 @@ def compile_(
     folder: Folder,
     target: Target = "cpu",
     output: CopyTo = None,
+    constants: Constants = False,
     force: Force = False,
 ) -> Answer:
     """Compile an artifact into one library.
@@ -241,9 +243,9 @@ def compile_(
             with artifact.new_folder(output, overwrite=force) as new:
                 artifact.write(graph, new)
                 copy_folders(folder, new)
-                name = library.keep(new).name
+                name = _keep(graph, library, new, constants)
         else:
-            name = library.keep(folder).name
+            name = _keep(graph, library, folder, constants)
     path = (output or folder) / name
     value = {
         "artifact": str(output or folder),
@@ -255,6 +257,13 @@ def compile_(
     }
     what = f"{value['kernels']} kernels for {library.instruction_set}, {value['bytes'] / 1e6:.1f} MB"
     return Answer(value, (f"{what}: [b]{path}[/]",))
+
+
+def _keep(graph, library, folder: Path, constants: bool) -> str:
+    """Writes a library, and the constants that it takes if they are wanted; the library's name."""
+    if constants:
+        import_module("intq.kernels.runtime").save_constants(graph, library, folder)
+    return library.keep(folder).name
 
 
 @command("run")

@@ -299,6 +299,13 @@ CopyTo = Annotated[
         "--output", "-o", metavar="DIR", help="Write a copy of the artifact with the library.", show_default="DIR"
     ),
 ]
+Constants = Annotated[
+    bool,
+    typer.Option(
+        "--constants",
+        help="Also write constants.params: what a program without Python gives the library (examples/cpp).",
+    ),
+]
 Inputs = Annotated[
     list[str],
     typer.Argument(

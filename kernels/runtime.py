@@ -266,6 +266,21 @@ def layers_of(graph: Graph, module, kernels: dict[str, str], isa: str, place: Pl
     return tuple(layers)
 
 
+def save_constants(graph: Graph, library: Any, folder: Path) -> Path:
+    """Write constants.params, in TVM's format: what a program without Python gives the library's ``main`` after its
+    inputs, named 0, 1, ... in order (examples/cpp). Its path."""
+    values, path = graph.values, folder / "constants.params"
+    arrays = [
+        array
+        for node in graph.nodes
+        if library.kernels[node.name]
+        for array in pack.arrays(node, tuple(values[name] for name in node.inputs), library.instruction_set)
+    ]
+    save = _runtime().get_global_func("runtime.SaveParamsToFile")
+    save({str(i): tensor(array) for i, array in enumerate(arrays)}, str(path))
+    return path
+
+
 def use_threads(threads: int | None = None) -> None:
     """The size of TVM's thread pool, which all networks of a process share; by default one for each processor.
 
