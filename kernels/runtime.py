@@ -166,7 +166,8 @@ class Network:
         ends = {name: memory.place.staged(tensors[name]) for name in (*(v.name for v in self.inputs), *self.outputs)}
         given = [ends[value.name].given for value in self.inputs]
         steps = [*given, *(call for _, call in calls), *(ends[name].taken for name in self.outputs)]
-        return Plan(ends, calls, memory.place.repeated([step for step in steps if step]))
+        empty = all(0 in shapes[name][0] for name in self.outputs)  # which a GPU would refuse to launch
+        return Plan(ends, calls, memory.place.repeated([] if empty else [step for step in steps if step]))
 
 
 def compile(source: str | Path | Graph, target: str | dict = "cpu", threads: int | None = None) -> Network:

@@ -54,6 +54,8 @@ def test_values_are_brought_to_the_kernels_and_back(tmp_path, monkeypatch):
     network = runtime.load(graph, library, 1)
     weights = far.copied
     assert weights >= sum(bool(node.constants) for node in graph.nodes) - 1  # each array of each node, once
+    network(np.zeros((0, *graph.inputs[0].shape[1:]), np.uint8))
+    assert far.copied == weights  # nothing to compute
     for batch in (1, 3, 1, 3, 2):
         pixels = rng.integers(0, 256, (batch, *graph.inputs[0].shape[1:])).astype(np.uint8)
         assert_same(graph, network, pixels)

@@ -102,16 +102,12 @@ class _Contraction:
     def rows(self):
         """Of A: all, or those of a sample."""
         if self.plan.in_place:
-            pixels = math.prod(self.plan.source[:2]) or self.height * self.plan.source[1]
-            return self.samples if self.linear else self.samples * pixels
-        return self.samples * self._pixels if self.together else self._pixels
+            return self.samples
+        return self.samples * self.pixels if self.together else self.pixels
 
     @property
-    def linear(self) -> bool:
-        return self.plan.in_place
-
-    @property
-    def _pixels(self):
+    def pixels(self):
+        """Of a sample of the output."""
         return self.places * self.plan.output[1]
 
     def write(self) -> None:
@@ -214,7 +210,7 @@ class _Operands:
         if plan.in_place:
             return (T.Bind(row * plan.source[2]),)
         if of.together:
-            sample, row = T.Bind(quotient(row, of._pixels)), T.Bind(remainder(row, of._pixels))
+            sample, row = T.Bind(quotient(row, of.pixels)), T.Bind(remainder(row, of.pixels))
         y = T.Bind(quotient(row, plan.output[1]) * plan.stride[0] - plan.padding[0])
         x = T.Bind(remainder(row, plan.output[1]) * plan.stride[1] - plan.padding[1])
         return sample, y, x
